@@ -1,0 +1,105 @@
+"""What the operators share about their arguments: checks, masks, dtypes, direction."""
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "check_epsilon",
+    "check_k",
+    "effective_scores",
+    "full_precision",
+    "scale_by_epsilon",
+]
+
+
+def check_k(k: int, num_candidates: int) -> None:
+    """Raise ``ValueError`` unless 1 <= ``k`` <= ``num_candidates``."""
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise ValueError(f"`k` must be an integer, but is {k!r}.")
+    if not 1 <= k <= num_candidates:
+        raise ValueError(
+            f"`k` must be between 1 and {num_candidates} (the number of candidates), "
+            f"but is {k}."
+        )
+
+
+def check_epsilon(epsilon: float) -> None:
+    """Raise ``ValueError`` unless ``epsilon`` is a positive finite number."""
+    if not (epsilon > 0 and math.isfinite(epsilon)):
+        raise ValueError(f"`epsilon` must be a positive number, but is {epsilon}.")
+
+
+def effective_scores(scores: Tensor, mask: Tensor | None, largest: bool) -> Tensor:
+    """Return scores to be maximised, in float32 or float64, with -inf where deleted.
+
+    Args:
+        scores: floating point, shape (..., n), n >= 1.
+        mask: True where valid, broadcastable to ``scores``; None keeps every entry.
+        largest: False negates the scores.
+
+    Raises:
+        ValueError: ``scores`` or ``mask`` has the wrong dtype or shape.
+    """
+    if not scores.is_floating_point():
+        raise ValueError(f"`scores` must be floating point, but is {scores.dtype}.")
+    if scores.dim() == 0 or scores.size(-1) == 0:
+        raise ValueError(
+            "`scores` must have at least one candidate in its last dimension, "
+            f"but has shape {tuple(scores.shape)}."
+        )
+    values = scores if scores.dtype == torch.float64 else scores.float()
+    if not largest:
+        values = -values
+    if mask is None:
+        return values
+    if mask.dtype != torch.bool:
+        raise ValueError(f"`mask` must be boolean (True = valid), but is {mask.dtype}.")
+    try:
+        mask = mask.expand_as(scores)
+    except RuntimeError:
+        raise ValueError(
+            f"`mask` must broadcast to the shape of `scores`, {tuple(scores.shape)}, "
+            f"but has shape {tuple(mask.shape)}."
+        ) from None
+    return values.masked_fill(~mask, -math.inf)
+
+
+def scale_by_epsilon(values: Tensor, epsilon: float | Tensor) -> tuple[Tensor, float]:
+    """Return scores and a plain number ``epsilon`` that give the same memberships.
+
+    The operators depend on scores / epsilon only, so a tensor of epsilons is divided
+    out here and autograd gives its gradient. Scores are first shifted by their row
+    maximum, which changes no membership and keeps small differences exact.
+
+    Args:
+        values: from `effective_scores`, shape (..., n).
+        epsilon: a number, or a tensor that broadcasts to shape (...); rows whose
+            epsilon is not positive become NaN (checking would wait for the device).
+    """
+    if not isinstance(epsilon, Tensor):
+        check_epsilon(epsilon)
+        return values, float(epsilon)
+    try:
+        per_row = epsilon.to(values.dtype).expand(values.shape[:-1])
+    except RuntimeError:
+        raise ValueError(
+            "`epsilon` must be a number or broadcast to the leading shape of "
+            f"`scores`, {tuple(values.shape[:-1])}, but has shape "
+            f"{tuple(epsilon.shape)}."
+        ) from None
+    per_row = torch.where(per_row > 0, per_row, math.nan).unsqueeze(-1)
+    centre = values.detach().amax(-1, keepdim=True)
+    centre = torch.where(centre.isfinite(), centre, 0)
+    return (values - centre) / per_row, 1.0
+
+
+def full_precision(values: Tensor) -> AbstractContextManager[None]:
+    """Return a context in which autocast leaves matrix products in their own dtype."""
+    device_type = values.device.type
+    if not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)

@@ -1,0 +1,193 @@
+"""Each mend of fairseq: needed on this fairseq, and working, by the real commands."""
+from __future__ import annotations
+
+import pickle
+import re
+import subprocess
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from conftest import ROOT, run_module
+
+USER_DIR = ("--user-dir", ROOT / "fairseq_plugins")
+TRAIN = (
+    "--arch", "lstm", "--encoder-embed-dim", 16, "--encoder-hidden-size", 16,
+    "--decoder-embed-dim", 16, "--decoder-hidden-size", 16,
+    "--decoder-out-embed-dim", 16, "--optimizer", "adam", "--lr", "1e-3",
+    "--batch-size", 32, "--max-update", 2, "--cpu", "--num-workers", 0,
+    "--disable-validation", "--log-format", "simple", "--log-interval", 1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint after two updates, with ``--eval-bleu`` meters inside."""
+    folder = tmp_path_factory.mktemp("trained")
+    options = [option for option in TRAIN if option != "--disable-validation"]
+    result = run_module(
+        "fairseq_cli.train", tiny_data, *USER_DIR, *options, "--save-dir", folder,
+        "--eval-bleu", "--eval-bleu-args", '{"beam": 1, "max_len_b": 5}',
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return folder / "checkpoint_last.pt"
+
+
+def generate(data: Path, checkpoint: Path, *options: object) -> Any:
+    return run_module(
+        "fairseq_cli.generate", data, "--path", checkpoint, "--gen-subset", "test",
+        "--beam", 2, "--cpu", *options,
+    )  # fmt: skip
+
+
+def resume(data: Path, checkpoint: Path, *options: object) -> Any:
+    return run_module(
+        "fairseq_cli.train", data, *TRAIN, "--save-dir", checkpoint.parent / "resumed",
+        "--restore-file", checkpoint, "--max-update", 4, *options,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(
+    torch.__version__ < "2.6", reason="older torch loads checkpoints unsafely"
+)
+def test_unmended_fairseq_cannot_load_its_own_checkpoints(tiny_data, trained):
+    result = generate(tiny_data, trained)
+    assert result.returncode != 0
+    assert "Weights only load failed" in result.stderr
+
+
+def test_mended_fairseq_generates_from_and_resumes_its_checkpoints(tiny_data, trained):
+    result = generate(tiny_data, trained, *USER_DIR)
+    assert result.returncode == 0, result.stderr
+    assert len(re.findall("^H-", result.stdout, re.M)) == 20
+    result = resume(tiny_data, trained, *USER_DIR)
+    assert result.returncode == 0, result.stderr
+    assert "@ 2 updates" in result.stdout and "num_updates 4" in result.stdout
+
+
+class Attack:
+    """What a stranger's checkpoint could hold: code that runs on loading."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        import os
+
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy zip", "plain pickle"])
+@pytest.mark.parametrize("command", ["train", "generate"])
+def test_a_foreign_pickle_is_refused_by_name_and_runs_nothing(
+    container, command, tiny_data, trained, tmp_path
+):
+    marker, checkpoint = tmp_path / "code-was-run", tmp_path / "stranger.pt"
+    state = torch.load(trained, weights_only=False)
+    state["extra_state"]["surprise"] = Attack(marker)
+    if container == "plain pickle":
+        state = {"surprise": Attack(marker)}
+        checkpoint.write_bytes(pickle.dumps(state, protocol=2))
+    else:
+        torch.save(
+            state, checkpoint, _use_new_zipfile_serialization=container == "zip"
+        )
+    run = resume if command == "train" else generate
+    result = run(tiny_data, checkpoint, *USER_DIR)
+    assert result.returncode != 0
+    assert "posix.system" in result.stderr.splitlines()[-1]
+    assert f"checkpoint `{checkpoint}`" in result.stderr.splitlines()[-1]
+    assert "nothing in it was run" in result.stderr
+    assert not marker.exists()
+
+
+def test_a_request_to_load_unsafely_is_overruled(tmp_path):
+    # fairseq's main branch asks for weights_only=False.
+    from fairseq_plugins.compat import ForeignCheckpointError, _safe_loader
+
+    marker, checkpoint = tmp_path / "code-was-run", tmp_path / "stranger.pt"
+    torch.save({"surprise": Attack(marker)}, checkpoint)
+    load = _safe_loader(lambda path: torch.load(path, weights_only=False))
+    with pytest.raises(ForeignCheckpointError, match="posix.system"):
+        load(str(checkpoint))
+    assert not marker.exists()
+
+
+def test_bf16_needs_the_mend_and_trains_and_resumes_with_it(tiny_data, tmp_path):
+    def train(updates: int, *options: object) -> Any:
+        return run_module(
+            "fairseq_cli.train", tiny_data, *TRAIN, "--bf16", "--save-dir", tmp_path,
+            "--max-update", updates, *options,
+        )  # fmt: skip
+
+    unmended = train(2)
+    assert unmended.returncode != 0
+    assert "xla" in unmended.stderr
+    for updates in (2, 4):
+        result = train(updates, *USER_DIR)
+        assert result.returncode == 0, result.stderr
+    assert "@ 2 updates" in result.stdout
+
+
+def test_typing_tpu_still_means_tpu():
+    from fairseq_plugins.compat import _parser_without_tpu
+
+    parse = _parser_without_tpu(lambda *_: Namespace(bf16=True, tpu=True))
+    assert parse(ArgumentParser(), ["--bf16", "--tpu"]).tpu is True
+    assert parse(ArgumentParser(), ["--bf16"]).tpu is False
+
+
+def test_torchrun_on_cpu_needs_the_mend_and_trains_with_it(tiny_data, tmp_path):
+    def train(*options: object) -> Any:
+        return run_module(
+            "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 29817,
+            Path(sys.executable).with_name("fairseq-train"), tiny_data, *TRAIN,
+            "--save-dir", tmp_path, "--distributed-backend", "gloo", *options,
+        )  # fmt: skip
+
+    unmended = train("--distributed-world-size", 2)
+    assert unmended.returncode != 0
+    assert "ZeroDivisionError" in unmended.stderr
+    # Without being told the number of processes unmended fairseq trains two models.
+    result = train(*USER_DIR)
+    assert result.returncode == 0, result.stderr
+    assert "training on 2 devices" in result.stdout
+
+
+def test_without_the_mend_fairseq_leaves_out_the_longest_sentences(task):
+    from fairseq.data import data_utils
+
+    sizes = numpy.arange(1, 21)
+    options: dict[str, Any] = dict(
+        num_tokens_fn=lambda i: sizes[i], num_tokens_vec=sizes, max_tokens=1000
+    )
+    for multiple, left_out in (8, [16, 17, 18, 19]), (1, []):
+        options["required_batch_size_multiple"] = multiple
+        mended = data_utils.batch_by_size(numpy.arange(20), **options)
+        unmended = data_utils.batch_by_size.__wrapped__(numpy.arange(20), **options)
+        assert sorted(numpy.concatenate(mended).tolist()) == list(range(20))
+        missing = set(range(20)) - set(numpy.concatenate(unmended).tolist())
+        assert sorted(missing) == left_out
+    options.update(num_tokens_vec=None, required_batch_size_multiple=8)
+    few = data_utils.batch_by_size([2, 0, 1], **options)
+    assert [batch.tolist() for batch in few] == [[2, 0, 1]]
+
+
+def test_applying_twice_wraps_once(task):
+    from fairseq import checkpoint_utils
+
+    from fairseq_plugins import compat
+
+    before = checkpoint_utils.load_checkpoint_to_cpu
+    compat.apply()
+    assert checkpoint_utils.load_checkpoint_to_cpu is before
+
+
+@pytest.mark.parametrize("package", ["operators", "pipeline", "evaluation"])
+def test_the_library_below_does_not_import_fairseq(package):
+    code = f"import sys, fairseq_plugins.{package}; sys.exit('fairseq' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,0 +1,227 @@
+"""The criterion ``soft_beam_search`` on real fairseq models."""
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+OPTIONS = [
+    # At the paper's epsilon of 0.1 a gradient through many soft selections is so steep
+    # that rounding shows in it.
+    dict(mixing="soft", beam_loss="slot-ce", epsilon=1.0),
+    dict(mixing="straight-through", beam_loss="survival"),
+    dict(mixing="straight-through", beam_loss="survival=1,slot-ce=0.5", keep_gold=True),
+]
+option_sets = pytest.mark.parametrize("options", OPTIONS, ids=["paper", "st", "both"])
+
+
+def loss_and_gradients(criterion: Any, model: Any, sample: Any) -> tuple[Any, Any]:
+    model.zero_grad()
+    torch.manual_seed(5)
+    loss, _, logged = criterion(model, sample)
+    loss.backward()
+    gradients = {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    return logged, gradients
+
+
+def cross_entropy(task: Any, label_smoothing: float) -> Any:
+    from fairseq.criterions.label_smoothed_cross_entropy import (
+        LabelSmoothedCrossEntropyCriterion,
+    )
+
+    return LabelSmoothedCrossEntropyCriterion(task, False, label_smoothing).train()
+
+
+def test_rho_1_is_exactly_label_smoothed_cross_entropy(
+    arch, task, make_model, make_criterion, sentences, collate
+):
+    sample, model = collate(sentences), make_model(arch, dropout=0.3)
+    ours = make_criterion(rho=1.0, label_smoothing=0.1)
+    logged, gradients = loss_and_gradients(ours, model, sample)
+    expected_logged, expected = loss_and_gradients(
+        cross_entropy(task, 0.1), model, sample
+    )
+    assert {name: float(value) for name, value in logged.items()} == {
+        name: float(value) for name, value in expected_logged.items()
+    }
+    assert gradients.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(gradients[name], value), name
+
+
+def test_evaluation_reports_the_cross_entropy_whatever_rho(
+    arch, task, make_model, make_criterion, sentences, collate
+):
+    sample, model = collate(sentences), make_model(arch).eval()
+    with torch.no_grad():
+        loss, size, logged = make_criterion(rho=0.2, label_smoothing=0.1).eval()(
+            model, sample
+        )
+        expected, expected_size, _ = cross_entropy(task, 0.1).eval()(model, sample)
+    assert torch.equal(loss, expected) and size == expected_size
+    assert "beam_loss" not in logged
+
+
+@option_sets
+def test_total_is_the_mixture_of_both_logged_losses(
+    arch, options, make_model, make_criterion, sentences, collate
+):
+    criterion = make_criterion(rho=0.3, **options)
+    logged, _ = loss_and_gradients(criterion, make_model(arch), collate(sentences))
+    torch.testing.assert_close(
+        logged["loss"], 0.3 * logged["ce_loss"] + 0.7 * logged["beam_loss"]
+    )
+
+
+@option_sets
+def test_padding_order_and_split_of_a_batch_change_nothing(
+    arch, options, make_model, make_criterion, task, sentences, collate
+):
+    model, criterion = make_model(arch), make_criterion(rho=0.3, **options)
+    whole, gradients = loss_and_gradients(criterion, model, collate(sentences))
+    # fairseq's LSTM encoder takes no source padding beyond the longest sentence.
+    padding = {"source": None if arch == "lstm" else 20, "target": 20}
+    padded = task.dataset("train").collater(sentences[::-1], pad_to_length=padding)
+    # The order within a batch is fairseq's own (longest source first), so reversing
+    # the list moves only sentences of equal length.
+    for parts in ([padded], [collate([sentence]) for sentence in sentences]):
+        sums = {name: 0.0 for name in ("beam_loss", "gold_in_beam", "distinct")}
+        total = {name: torch.zeros_like(value) for name, value in gradients.items()}
+        for sample in parts:
+            logged, part_gradients = loss_and_gradients(criterion, model, sample)
+            for name in sums:
+                sums[name] += float(logged[name])
+            for name, value in part_gradients.items():
+                total[name] += value
+        assert sums["beam_loss"] == pytest.approx(float(whole["beam_loss"]), rel=1e-4)
+        for name in ("gold_in_beam", "distinct"):
+            assert sums[name] == float(whole[name])
+        scale = max(float(value.abs().max()) for value in gradients.values())
+        for name, value in gradients.items():
+            torch.testing.assert_close(total[name], value, rtol=1e-2, atol=1e-4 * scale)
+
+
+@option_sets
+def test_gradients_of_the_beam_loss_reach_every_parameter(
+    arch, options, make_model, make_criterion, sentences, collate
+):
+    model = make_model(arch)
+    criterion = make_criterion(rho=0.0, **options)
+    _, gradients = loss_and_gradients(criterion, model, collate(sentences))
+    for name, _ in model.named_parameters():
+        assert gradients[name].isfinite().all(), name
+        # A Transformer's key bias shifts all of a query's scores alike: no gradient.
+        if not name.endswith("k_proj.bias"):
+            assert gradients[name].abs().max() > 0, name
+
+
+def test_a_search_leaves_every_module_in_its_mode(
+    arch, make_model, make_criterion, sentences, collate
+):
+    model = make_model(arch, dropout=0.2)
+    frozen = model.decoder.embed_tokens.eval()  # somebody's own choice
+    before = {name: part.training for name, part in model.named_modules()}
+    make_criterion(rho=0.5)(model, collate(sentences))
+    assert {name: part.training for name, part in model.named_modules()} == before
+    assert not frozen.training and not model.encoder._forward_hooks
+
+
+def test_modes_and_hooks_are_restored_when_a_search_fails(
+    arch, make_model, make_criterion, sentences, collate, monkeypatch
+):
+    from fairseq_plugins.beam import rollout as module
+
+    def out_of_memory(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(module, "pool_candidates", out_of_memory)
+    model = make_model(arch, dropout=0.2)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        make_criterion(rho=0.5)(model, collate(sentences))
+    assert all(part.training for part in model.modules())
+    assert not any(part._forward_hooks for part in model.modules())
+
+
+def test_decoder_dropout_is_off_in_the_search(
+    arch, make_model, make_criterion, sentences, collate
+):
+    sample, model = collate(sentences), make_model(arch, dropout=0.0)
+    # Dropout in the decoder only: the encoder must not be what makes the difference.
+    for part in model.decoder.modules():
+        if hasattr(part, "p"):
+            part.p = 0.5
+    criterion = make_criterion(rho=0.5)
+    searches = [loss_and_gradients(criterion, model, sample)[0] for _ in range(2)]
+    torch.manual_seed(9)
+    other = criterion(model, sample)[2]
+    assert torch.equal(searches[0]["beam_loss"], other["beam_loss"])
+    assert not torch.equal(searches[0]["ce_loss"], other["ce_loss"])
+
+
+def test_rates_are_shares_and_every_hypothesis_of_a_hard_beam_differs(
+    arch, make_model, make_criterion, sentences, collate
+):
+    from fairseq.logging import metrics
+
+    criterion = make_criterion(mixing="straight-through")
+    logged, _ = loss_and_gradients(criterion, make_model(arch), collate(sentences))
+    with metrics.aggregate() as aggregator:
+        type(criterion).reduce_metrics([logged, logged])
+        values = aggregator.get_smoothed_values()
+    assert 0 < values["gold_in_beam"] < 1
+    assert values["distinct"] == 1
+    assert values["epsilon"] == pytest.approx(0.1)
+    assert values["beam_loss"] > 0 and values["ce_loss"] > 0
+
+
+def test_epsilon_follows_the_number_of_updates_that_the_task_is_told(
+    make_model, make_criterion, sentences, collate, task, monkeypatch
+):
+    monkeypatch.setattr(task, "train_step", task.train_step)  # undone afterwards
+    criterion = make_criterion(epsilon=1.0, epsilon_end=0.01, epsilon_updates=10)
+    model, optimizer = make_model("lstm"), SimpleNamespace(backward=lambda loss: None)
+    seen = []
+    for update in (0, 5, 10, 50):
+        task.train_step(
+            sample=collate(sentences), model=model, criterion=criterion,
+            optimizer=optimizer, update_num=update,
+        )  # fmt: skip
+        seen.append(criterion.epsilon)
+    assert seen == pytest.approx([1.0, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(rho=1.5), r"`--rho` must be between 0 and 1, but is 1.5"),
+        (dict(beam=0), r"`--beam` must be at least 1, but is 0"),
+        (dict(epsilon=0.0), r"`--epsilon` must be positive, but is 0.0"),
+        (dict(epsilon_end=0.0), r"`--epsilon-end` must be positive, but is 0.0"),
+        (dict(pool_size=5), r"`--pool-size` must be above the beam \(5\)"),
+        (dict(beam=20), r"`--pool-size` must be above .* but is 80"),
+        (dict(ignore_prefix_size=1), r"`--ignore-prefix-size` must be 0, but is 1"),
+        (dict(beam_loss="survivel"), r"has `survivel`. Did you mean `survival`\?"),
+        (dict(beam_loss="survival=-1"), r"give `survival` a positive weight"),
+        (dict(beam_loss="survival,survival"), r"name `survival` only once"),
+    ],
+)
+def test_a_bad_option_is_named_with_its_rule_and_value(
+    options, message, make_criterion
+):
+    with pytest.raises(ValueError, match=message):
+        make_criterion(**options)
+
+
+def test_a_model_whose_state_it_cannot_mix_is_refused(
+    make_model, make_criterion, sentences, collate
+):
+    model = make_model("lstm")
+    model.decoder = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="LSTMDecoder or .* but is Linear"):
+        make_criterion()(model, collate(sentences))
