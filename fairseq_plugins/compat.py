@@ -35,6 +35,7 @@ def apply() -> None:
     let_bf16_run_without_tpu()
     let_torchrun_work_without_gpu()
     keep_the_last_batch()
+    copy_checkpoints_whole()
 
 
 def allow_what_checkpoints_hold() -> None:
@@ -208,9 +209,35 @@ def _batches_with_the_last(batch_by_size: Callable[..., Any]) -> Callable[..., A
     return batch_all
 
 
-def _wrap(module: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
-    original = getattr(module, name)
+def copy_checkpoints_whole() -> None:
+    """Give a copied checkpoint its name only when it is whole.
+
+    fairseq writes one checkpoint safely and copies it to its other names, such as
+    ``checkpoint_last.pt``, in place: killed in between it cannot be resumed.
+    """
+    from fairseq.file_io import PathManager
+
+    _wrap(PathManager, "copy", _copy_then_rename)
+
+
+def _copy_then_rename(copy: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(copy)
+    def copy_whole(src_path: str, dst_path: str, overwrite: bool = False) -> Any:
+        from fairseq.file_io import PathManager
+
+        if PathManager.path_requires_pathmanager(dst_path):
+            return copy(src_path, dst_path, overwrite)
+        done = copy(src_path, f"{dst_path}.tmp", True)
+        os.replace(f"{dst_path}.tmp", dst_path)
+        return done
+
+    return copy_whole
+
+
+def _wrap(owner: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
+    original = getattr(owner, name)
     if not getattr(original, _MENDED, False):
         mended = wrapper(original)
         setattr(mended, _MENDED, True)
-        setattr(module, name, mended)
+        is_class = isinstance(owner, type)
+        setattr(owner, name, staticmethod(mended) if is_class else mended)

@@ -177,6 +177,28 @@ def test_without_the_mend_fairseq_leaves_out_the_longest_sentences(task):
     assert [batch.tolist() for batch in few] == [[2, 0, 1]]
 
 
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_copy_that_stops_halfway_spoils_the_checkpoint_without_the_mend(
+    mended, task, tmp_path, monkeypatch
+):
+    from fairseq.file_io import PathManager
+
+    def stop_halfway(source: str, destination: str) -> None:
+        Path(destination).write_bytes(Path(source).read_bytes()[:50])
+        raise OSError("No space left on device")
+
+    new, last = tmp_path / "checkpoint_1_2.pt", tmp_path / "checkpoint_last.pt"
+    new.write_bytes(b"n" * 100)
+    last.write_bytes(b"o" * 100)
+    copy = PathManager.copy if mended else PathManager.copy.__wrapped__
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr("shutil.copyfile", stop_halfway)
+        copy(str(new), str(last), overwrite=True)
+    assert last.read_bytes() == (b"o" * 100 if mended else b"n" * 50)
+    assert copy(str(new), str(last), overwrite=True)
+    assert last.read_bytes() == b"n" * 100
+
+
 def test_applying_twice_wraps_once(task):
     from fairseq import checkpoint_utils
 
