@@ -8,7 +8,7 @@ import json
 import lzma
 import os
 from pathlib import Path
-from typing import IO, Any, Iterator, TextIO, cast
+from typing import IO, Any, Callable, Iterator, TextIO, cast
 
 from fairseq_plugins.pipeline.errors import UserError
 
@@ -22,7 +22,7 @@ __all__ = [
     "write_lines",
 ]
 
-_OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
 
 def open_text(path: Path) -> TextIO:

@@ -1,0 +1,126 @@
+"""Run one of fairseq's commands: watch its output, keep it, and end with it."""
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import io
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Callable, Iterator, Sequence, TextIO
+
+__all__ = ["Outcome", "run_logged"]
+
+_LAST_LINES = 12
+_LINUX_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended.
+
+    Attributes:
+        status: as a shell gives it, so 128 + N for a command ended by signal N.
+        last_lines: the end of its output.
+    """
+
+    status: int
+    last_lines: list[str]
+
+
+def run_logged(
+    command: Sequence[str],
+    *,
+    log: Path,
+    append: bool = False,
+    on_line: Callable[[str], None],
+) -> Outcome:
+    """Run a command, write its whole output to ``log`` and hand on every line.
+
+    Ctrl-C and SIGTERM are passed on to the command and all its processes, and this
+    process then ends as it would have ended without a command. If it is killed, so
+    is the command (on Linux): two trainings must not write to one folder.
+
+    Args:
+        command: program and arguments.
+        log: file for output and errors together.
+        append: keep what the log holds already.
+        on_line: called with each line, its end included.
+
+    Raises:
+        KeyboardInterrupt: the command was ended by Ctrl-C.
+        SystemExit: the command was ended by SIGTERM.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    last_lines: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
+    with open(log, "a" if append else "w", encoding="utf-8", newline="\n") as stream:
+        process = _start(command)
+        with _pass_signals_on(process) as received, _ended(process) as output:
+            for line in output:
+                stream.write(line)
+                stream.flush()
+                last_lines.append(line.rstrip("\n"))
+                on_line(line)
+            status = process.wait()
+    if signal.SIGINT in received:
+        raise KeyboardInterrupt
+    if signal.SIGTERM in received:
+        raise SystemExit(128 + signal.SIGTERM)
+    return Outcome(status if status >= 0 else 128 - status, list(last_lines))
+
+
+def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
+        # A group of its own, so that a Ctrl-C arrives once and not twice.
+        start_new_session=True,
+        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+    )
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_LINUX_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _ended(process: subprocess.Popen[bytes]) -> Iterator[TextIO]:
+    """Yield the output; if reading it fails, leave no process behind."""
+    assert process.stdout is not None
+    try:
+        # Only a line feed ends a line: text may hold other separators.
+        with io.TextIOWrapper(
+            process.stdout, encoding="utf-8", errors="replace", newline="\n"
+        ) as output:
+            yield output
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextlib.contextmanager
+def _pass_signals_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Send SIGINT and SIGTERM to the process' group; a second one kills it."""
+    received: list[int] = []
+
+    def pass_on(signum: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL if received else signum)
+        received.append(signum)
+
+    names = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(name, pass_on) for name in names]
+    try:
+        yield received
+    finally:
+        for name, handler in zip(names, before):
+            signal.signal(name, handler)

@@ -1,0 +1,182 @@
+"""Read one flat YAML file and ``key=value`` overrides as a training configuration.
+
+Three keys are ours and the rest are options of ``fairseq-train``:
+
+* ``data``: what ``scripts/prepare.py`` or ``fairseq-preprocess`` wrote;
+* ``run``: the folder that receives the results;
+* ``start_from``: optional, the checkpoint whose model the training starts with.
+
+``data_sha256`` and ``start_from_sha256`` pin the content of two of them. They are
+filled in when a run starts and stand in ``RUN/config.yaml``, so that a result is
+never taken for one on other data or from another start.
+"""
+from __future__ import annotations
+
+import difflib
+import hashlib
+from pathlib import Path
+from typing import Any, Iterable
+
+import yaml
+
+from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.pipeline.files import sha256_of
+from fairseq_plugins.pipeline.manifest import MANIFEST, PreparedCorpus
+
+__all__ = [
+    "OURS",
+    "Config",
+    "binarised_folder",
+    "digest_of_data",
+    "pin_inputs",
+    "read_config",
+]
+
+Config = dict[str, Any]
+
+OURS = ("data", "data_sha256", "run", "start_from", "start_from_sha256")
+_PATHS = ("data", "run", "start_from")
+
+
+def read_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """Return the configuration with underscores in its keys and absolute paths.
+
+    An override wins over the file, and a key whose value is null is left out.
+
+    Raises:
+        UserError: the file is missing, is not YAML, is no mapping or gives a key
+            twice; an override is not ``key=value``; ``data`` or ``run`` is missing.
+    """
+    config = _parse_file(path)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"`{override}` must be written as `key=value`.")
+        config[_normal(key)] = _parse_value(override, value)
+    config = {key: value for key, value in config.items() if value is not None}
+    for key in ("data", "run"):
+        if key not in config:
+            raise UserError(f"`{path}` must give `{key}`, or add `{key}=...`.")
+    for key in _PATHS:
+        if key in config:
+            config[key] = str(Path(str(config[key])).expanduser().resolve())
+    return config
+
+
+def binarised_folder(data: Path) -> Path:
+    """Return the folder that fairseq reads: that of the corpus, or ``data`` itself.
+
+    Raises:
+        UserError: there is no data, or its preparation did not come to an end.
+    """
+    if (data / MANIFEST).is_file():
+        return PreparedCorpus.load(data).bin_dir
+    if any(data.glob("dict.*.txt")):
+        return data
+    found = "holds neither" if data.is_dir() else "does not exist"
+    raise UserError(
+        "`data` must be a folder that scripts/prepare.py finished (with manifest.json) "
+        f"or that fairseq-preprocess wrote (with dict.*.txt), but `{data}` {found}."
+    )
+
+
+def digest_of_data(data: Path, subsets: Iterable[str]) -> str:
+    """Digest dictionaries and sizes of binaries; gigabytes of them are not read.
+
+    Raises:
+        UserError: this is no folder that fairseq can read.
+    """
+    folder = binarised_folder(data)
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("dict.*.txt")):
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    for subset in subsets:
+        for path in sorted(folder.glob(f"{subset}.*.bin")):
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def pin_inputs(config: Config, *, recorded: Config | None) -> Config:
+    """Return the configuration with the digests of what it reads.
+
+    Args:
+        config: as :func:`read_config` returns it.
+        recorded: the configuration of the results that the run folder holds already.
+            They no longer need the checkpoint that they started from.
+
+    Raises:
+        UserError: data or start are missing or not what the configuration pins.
+    """
+    pinned = dict(config)
+    _pin(pinned, "data", digest_of_data(Path(config["data"]), ("train", "valid")))
+    if "start_from" in config:
+        start = Path(config["start_from"])
+        if start.is_file():
+            _pin(pinned, "start_from", sha256_of(start))
+        elif recorded and recorded.get("start_from") == config["start_from"]:
+            _pin(pinned, "start_from", recorded["start_from_sha256"])
+        else:
+            raise UserError(f"`start_from` must be a file, but `{start}` is none.")
+    return pinned
+
+
+def _pin(config: Config, key: str, digest: str) -> None:
+    expected = config.setdefault(f"{key}_sha256", digest)
+    if expected != digest:
+        raise UserError(
+            f"`{key}_sha256` is {expected}, but `{config[key]}` now holds {digest}."
+        )
+
+
+def _parse_file(path: Path) -> Config:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"`{path}` is no configuration file.{_others(path)}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"`{path}` must be UTF-8 text, but {error}.") from None
+    try:
+        tree = yaml.compose(text, yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"`{path}` is not valid YAML: {_where(error)}.") from None
+    if not isinstance(tree, yaml.MappingNode):
+        raise UserError(f"`{path}` must hold lines of `key: value`.")
+    _check_keys(path, tree)
+    return {_normal(key): value for key, value in values.items()}
+
+
+def _check_keys(path: Path, tree: yaml.MappingNode) -> None:
+    """YAML keeps the last of two equal keys without a word."""
+    lines: dict[str, int] = {}
+    for node, _ in tree.value:
+        line = node.start_mark.line + 1
+        key = _normal(str(node.value))
+        if key in lines:
+            both = f"lines {lines[key]} and {line}"
+            raise UserError(f"`{path}` gives `{key}` twice, on {both}.")
+        lines[key] = line
+
+
+def _parse_value(override: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"`{override}` is not valid YAML: {_where(error)}.") from None
+
+
+def _normal(key: object) -> str:
+    return str(key).strip().lstrip("-").replace("-", "_")
+
+
+def _where(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return str(error)
+
+
+def _others(path: Path) -> str:
+    names = [other.name for other in path.parent.glob("*.y*ml")]
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.4)
+    return f" Did you mean `{path.with_name(near[0])}`?" if near else ""

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# The main job: does training for the beam pay? On the corpus that comes with the
+# project: cross entropy, then as many more updates of (a) cross entropy, the control,
+# and (b) SOFT beam training; all three evaluated at beam 1 and 5. About ten minutes on
+# two cores. Started again after an interruption it goes on where it was.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/environment.sh
+python=$venv/bin/python
+
+echo "== 1/5 prepare the built-in corpus"
+$python scripts/prepare.py builtin-en-fr
+echo "== 2/5 train by cross entropy"
+$python scripts/train.py configs/builtin_lstm.yaml
+echo "== 3/5 control: go on by cross entropy"
+$python scripts/train.py configs/builtin_lstm_control.yaml
+echo "== 4/5 go on by SOFT beam training"
+$python scripts/train.py configs/builtin_lstm_soft_beam.yaml
+echo "== 5/5 evaluate and compare"
+$python scripts/compare.py runs/demo/control runs/demo/start runs/demo/soft_beam \
+  --beam 1 5 --json runs/demo/results.json
+echo "The same as JSON: runs/demo/results.json"

@@ -1,0 +1,72 @@
+"""Train a model: turn one YAML file into a ``fairseq-train`` command and run it.
+
+    python scripts/train.py CONFIG.yaml [key=value ...] [--dry-run]
+
+CONFIG.yaml holds lines of ``key: value``. ``data`` is what scripts/prepare.py wrote,
+``run`` the folder for the results, ``start_from`` (optional) a checkpoint to start
+with; every other key is an option of fairseq-train. Called again, it goes on from the
+last checkpoint, or does nothing if training has reached its end.
+"""
+from __future__ import annotations
+
+import _environment
+
+_environment.ensure()
+
+import argparse  # noqa: E402
+import logging  # noqa: E402
+import shlex  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
+from fairseq_plugins.pipeline.run_folder import RunFolder  # noqa: E402
+from fairseq_plugins.pipeline.training import train, training_command  # noqa: E402
+from fairseq_plugins.pipeline.training_config import (  # noqa: E402
+    pin_inputs,
+    read_config,
+)
+
+
+def main() -> int:
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("fairseq_plugins").setLevel(logging.INFO)
+    arguments = _parse_arguments()
+    config = read_config(arguments.config, arguments.overrides)
+    run = RunFolder(Path(config["run"]))
+    config = pin_inputs(config, recorded=run.results_config())
+    if arguments.dry_run:
+        print(shlex.join(training_command(config)))
+        return 0
+    if run.is_finished_with(config):
+        print(f"`{run.path}` is complete: nothing to do.")
+        return 0
+    if not arguments.resume_anyway:
+        run.check_goes_on(config)
+    command = training_command(config)
+    print(shlex.join(command), flush=True)
+    return train(config, command, on_line=lambda line: print(line, end="", flush=True))
+
+
+def _parse_arguments() -> argparse.Namespace:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="wins over the file"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check and print the command only"
+    )
+    parser.add_argument(
+        "--resume-anyway",
+        action="store_true",
+        help="go on in a run folder whose results come from another configuration",
+    )
+    return parser.parse_intermixed_args()
+
+
+if __name__ == "__main__":
+    run_command_line(main)

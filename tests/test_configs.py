@@ -1,0 +1,78 @@
+"""Every shipped configuration, and what README.md says of the options."""
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from fairseq_plugins.pipeline.training_config import OURS, read_config
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_fairseqs_own_parser_takes_the_config(path, task):
+    from fairseq_plugins.pipeline.fairseq_options import training_arguments
+
+    config = read_config(path)
+    options = {key: value for key, value in config.items() if key not in OURS}
+    arguments = training_arguments(options, also_known=OURS)
+    assert arguments[arguments.index("--arch") + 1] == config["arch"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_first_line_is_the_command_that_runs_it(path):
+    first = path.read_text().splitlines()[0]
+    assert first == f"# .venv/bin/python scripts/train.py configs/{path.name}"
+
+
+def test_a_control_differs_from_its_beam_run_in_the_criterion_only(task):
+    from fairseq_plugins.criterions.options import SoftBeamSearchConfig
+
+    criterion = {field.name for field in dataclasses.fields(SoftBeamSearchConfig)}
+    controls = [path for path in CONFIGS if path.stem.endswith("_control")]
+    assert controls
+    for control in controls:
+        expected = read_config(control)
+        for beam in CONFIGS:
+            stem = control.stem.removesuffix("_control")
+            if beam.stem.startswith(f"{stem}_") and beam != control:
+                config = read_config(beam)
+                differing = {
+                    key
+                    for key in config | expected
+                    if config.get(key) != expected.get(key)
+                }
+                assert differing <= criterion | {"criterion", "run"}, beam
+
+
+def test_the_readme_has_every_option_with_its_default(task):
+    from fairseq_plugins.criterions.options import SoftBeamSearchConfig
+
+    readme = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| (`--.*?) \| (.*?) \|", readme, re.M)
+    defaults: dict[str, str] = {}
+    for names, values in rows:
+        options = re.findall(r"`--([a-z-]+)`", names)
+        defaults.update(zip(options, values.split(", ")))
+    inherited = {"report_accuracy", "ignore_prefix_size", "sentence_avg", "_name"}
+    for field in dataclasses.fields(SoftBeamSearchConfig):
+        if field.name in inherited:
+            continue
+        written = defaults.pop(field.name.replace("_", "-")).strip("`")
+        shown = {"None": "--epsilon", "False": "off"}.get(
+            str(field.default), str(field.default)
+        )
+        assert written == shown, field.name
+    assert not defaults
+
+
+def test_every_file_that_the_readme_names_is_there():
+    readme = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"\b((?:scripts|configs|data|docs)/[\w./-]+\w)", readme))
+    assert named
+    missing = [name for name in sorted(named) if not (ROOT / Path(name)).exists()]
+    assert not missing

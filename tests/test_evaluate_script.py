@@ -1,0 +1,173 @@
+"""scripts/evaluate.py on a real, tiny model: from checkpoint to scores."""
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sentencepiece
+
+from fairseq_plugins.pipeline.files import read_lines
+from fairseq_plugins.pipeline.manifest import FORMAT
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZES = {"train": 100, "valid": 10, "test": 13, "test1": 2}
+MAX_POSITIONS = 60
+CONFIG = """\
+arch: lstm
+encoder_embed_dim: 8
+decoder_embed_dim: 8
+encoder_hidden_size: 8
+decoder_hidden_size: 8
+decoder_out_embed_dim: 8
+max_source_positions: {positions}
+max_target_positions: {positions}
+optimizer: adam
+lr: 0.05
+max_tokens: 500
+max_update: 2
+cpu: true
+"""
+
+
+def python(*args: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def evaluate(*args: object) -> subprocess.CompletedProcess:
+    return python(ROOT / "scripts" / "evaluate.py", *args)
+
+
+def prepare(folder: Path) -> None:
+    """Write what scripts/prepare.py would, with one line of test1 that is too long."""
+    rng = random.Random(5)
+    syllables = ["ba", "do", "ki", "lu", "mé", "no", "ra", "su"]
+    texts = {}
+    for name, size in SIZES.items():
+        texts[name] = [
+            " ".join(
+                "".join(rng.choices(syllables, k=3)) for _ in range(rng.randint(1, 9))
+            )
+            for _ in range(size)
+        ]
+    texts["test1"][1] = " ".join(["bakimé"] * 2 * MAX_POSITIONS)
+    (folder / "pieces").mkdir(parents=True)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts["train"]),
+        model_prefix=str(folder / "spm"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
+    for name, lines in texts.items():
+        pieces = [" ".join(model.encode(line, out_type=str)) + "\n" for line in lines]
+        for language in ("xx", "yy"):
+            raw = "".join(line + "\n" for line in lines)
+            (folder / f"{name}.{language}").write_text(raw, encoding="utf-8")
+            path = folder / "pieces" / f"{name}.{language}"
+            path.write_text("".join(pieces), encoding="utf-8")
+    made = python(
+        "-m", "fairseq_cli.preprocess", "-s", "xx", "-t", "yy", "--joined-dictionary",
+        "--trainpref", folder / "pieces" / "train",
+        "--validpref", folder / "pieces" / "valid",
+        "--testpref", f"{folder}/pieces/test,{folder}/pieces/test1",
+        "--destdir", folder / "bin",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    subsets = {
+        name: {
+            "title": name,
+            "source": f"{name}.xx",
+            "target": f"{name}.yy",
+            "pairs": size,
+        }
+        for name, size in SIZES.items()
+    }
+    manifest = {
+        "format": FORMAT,
+        "recipe": "tiny",
+        "source_lang": "xx",
+        "target_lang": "yy",
+        "spm_model": "spm.model",
+        "bin_dir": "bin",
+        "subsets": subsets,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model after two updates."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    prepare(folder / "corpus")
+    config = folder / "config.yaml"
+    config.write_text(CONFIG.format(positions=MAX_POSITIONS))
+    run, corpus = f"run={folder / 'run'}", f"data={folder / 'corpus'}"
+    trained = python(ROOT / "scripts" / "train.py", config, run, corpus)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    return folder / "run"
+
+
+def test_a_test_set_is_translated_and_scored_once(run: Path, tmp_path: Path) -> None:
+    first = evaluate(run, "--beam", 1, 3, "--json", tmp_path / "rows.json")
+    assert first.returncode == 0, first.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert rows == json.loads((run / "eval" / "scores.json").read_text())
+    assert [row["beam"] for row in rows] == [1, 3]
+    references = run.parent / "corpus" / "test.yy"
+    for row in rows:
+        path = run / "eval" / row["hypotheses"]
+        hypotheses = read_lines(path)
+        assert len(hypotheses) == SIZES["test"] == row["sentences"]
+        assert not any("▁" in line for line in hypotheses)
+        # The command line of sacrebleu itself is the judge.
+        judge = ["-m", "sacrebleu", references, "-i", path, "-m", "bleu", "chrf"]
+        scores = json.loads(python(*judge, "-w", 4).stdout)
+        assert [score["score"] for score in scores] == [
+            round(row["bleu"], 4),
+            round(row["chrf"], 4),
+        ]
+        assert row["tokens_per_second"] > 0
+    assert "BLEU: nrefs:1|case:mixed|eff:no|tok:13a" in first.stdout
+    assert f"{rows[1]['chrf']:.2f}" in first.stdout
+    assert "test, beam 3: translating 13 sentences" in first.stderr
+
+    # fairseq translated in another order, and its numbers are those of the corpus.
+    log = (run / "eval" / "test.beam1.log").read_text(encoding="utf-8")
+    targets = re.findall(r"^T-(\d+)\t(.*)$", log, flags=re.MULTILINE)
+    texts = {int(i): text.replace(" ", "").replace("▁", " ")[1:] for i, text in targets}
+    assert list(texts) != sorted(texts)
+    assert [texts[i] for i in sorted(texts)] == read_lines(references)
+
+    second = evaluate(run, "--beam", 1, 3)
+    assert second.stdout == first.stdout
+    assert "test, beam 1: known already" in second.stderr
+    assert "translating" not in second.stderr
+
+
+def test_a_sentence_that_is_too_long_is_named_and_not_left_out(run: Path) -> None:
+    result = evaluate(run, "--subset", "test1", "--beam", 1)
+    assert result.returncode == 2
+    assert "sentence 2 of `test1` must fit the model" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list((run / "eval").glob("test1*.hyp.txt"))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["nowhere"], "`nowhere` must be a run folder"),
+        (["x", "--beam", "0"], "must be 1 or more, but is 0"),
+        (["x", "--lenpen", "nan"], "must be a finite number"),
+    ],
+)
+def test_a_mistake_is_answered_in_a_sentence(args: list[str], message: str) -> None:
+    result = evaluate(*args)
+    assert result.returncode == 2
+    assert message in result.stderr

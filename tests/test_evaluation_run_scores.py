@@ -1,0 +1,174 @@
+"""What was evaluated is remembered for as long as it is still true."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+
+from fairseq_plugins.evaluation import run_scores
+from fairseq_plugins.evaluation.generate import Translations
+from fairseq_plugins.evaluation.run_scores import evaluate_run
+from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.pipeline.files import read_lines
+from fairseq_plugins.pipeline.manifest import FORMAT
+from fairseq_plugins.pipeline.run_folder import RunFolder
+from fairseq_plugins.pipeline.training_config import pin_inputs
+
+TEXT = ["two men walk", "a dog runs fast", "the red house"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with two checkpoints, on a corpus with two test sets."""
+    corpus = tmp_path / "corpus"
+    (corpus / "bin").mkdir(parents=True)
+    (corpus / "bin" / "dict.xx.txt").write_text("a 1\n")
+    for name in ("test.xx", "test.yy"):
+        (corpus / name).write_text("".join(line + "\n" for line in TEXT))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT * 10),
+        model_prefix=str(corpus / "spm"),
+        vocab_size=30,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    part = {"source": "test.xx", "target": "test.yy", "pairs": 3}
+    manifest = {
+        "format": FORMAT,
+        "recipe": "tiny",
+        "source_lang": "xx",
+        "target_lang": "yy",
+        "spm_model": "spm.model",
+        "bin_dir": "bin",
+        "subsets": {
+            "test": {"title": "first_set", **part},
+            "test1": {"title": "second_set", **part},
+        },
+    }
+    (corpus / "manifest.json").write_text(json.dumps(manifest))
+    folder = RunFolder(tmp_path / "run")
+    config = {"data": str(corpus), "run": str(folder.path)}
+    folder.record_start(pin_inputs(config, recorded=None), "command")
+    folder.checkpoints.mkdir()
+    folder.last_checkpoint.write_text("last")
+    (folder.checkpoints / "checkpoint_best.pt").write_text("best")
+    return folder.path
+
+
+@pytest.fixture
+def calls(run: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Let perfect translations stand in for fairseq-generate; list the calls."""
+    calls: list[dict[str, Any]] = []
+    model = sentencepiece.SentencePieceProcessor(
+        model_file=str(run.parent / "corpus" / "spm.model")
+    )
+
+    def stand_in(checkpoint: Path, data: Path, **options: Any) -> Translations:
+        calls.append({"checkpoint": checkpoint, **options})
+        pieces = [" ".join(model.encode(line, out_type=str)) for line in TEXT]
+        return Translations(pieces, tokens=40, seconds=0.5, tokens_per_second=80.0)
+
+    monkeypatch.setattr(run_scores, "translate", stand_in)
+    return calls
+
+
+def stored(run: Path) -> list[dict[str, Any]]:
+    return json.loads((run / "eval" / "scores.json").read_text())
+
+
+def test_each_beam_is_decoded_scored_and_stored(
+    run: Path, calls: list[dict[str, Any]]
+) -> None:
+    rows = evaluate_run(run, beams=[5, 1])
+    assert [row["beam"] for row in rows] == [5, 1]
+    assert stored(run) == [rows[1], rows[0]]
+    assert read_lines(run / "eval" / "test.beam5.hyp.txt") == TEXT
+    row = rows[0]
+    assert (round(row["bleu"]), round(row["chrf"])) == (100, 100)
+    assert (row["subset"], row["title"]) == ("test", "first_set")
+    assert (row["sentences"], row["seconds"], row["tokens_per_second"]) == (3, 0.5, 80)
+    assert row["checkpoint"] == "checkpoint_best.pt"
+    assert row["hypotheses"] == "test.beam5.hyp.txt"
+    assert calls[0]["languages"] == ("xx", "yy")
+    assert calls[0]["sentences"] == 3
+
+
+def test_a_second_call_does_nothing(run: Path, calls: list[dict[str, Any]]) -> None:
+    rows = evaluate_run(run, beams=[1, 5])
+    assert evaluate_run(run, beams=[1, 5]) == rows
+    assert len(calls) == 2
+    evaluate_run(run, beams=[1, 2])
+    assert [call["beam"] for call in calls] == [1, 5, 2]
+    assert [row["beam"] for row in stored(run)] == [1, 2, 5]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "run/checkpoints/checkpoint_best.pt",
+        "run/eval/test.beam1.hyp.txt",
+        "corpus/test.yy",
+        "corpus/bin/test.xx-yy.xx.bin",
+    ],
+)
+def test_whatever_a_score_comes_from_is_noticed_when_it_changes(
+    run: Path, calls: list[dict[str, Any]], changed: str
+) -> None:
+    evaluate_run(run, beams=[1])
+    (run.parent / changed).write_text("one\nother\ntext\n")
+    evaluate_run(run, beams=[1])
+    assert len(calls) == 2
+    assert len(stored(run)) == 1
+
+
+def test_other_settings_have_rows_and_files_of_their_own(
+    run: Path, calls: list[dict[str, Any]]
+) -> None:
+    elsewhere = run.parent / "checkpoint_best.pt"
+    elsewhere.write_text("from elsewhere")
+    evaluate_run(run, beams=[2])
+    evaluate_run(run, beams=[2], lenpen=0.6)
+    evaluate_run(run, beams=[2], checkpoint="last")
+    evaluate_run(run, beams=[2], checkpoint=str(elsewhere))
+    evaluate_run(run, beams=[2], subset="second_set")
+    names = {row["hypotheses"] for row in stored(run)}
+    assert len(names) == 5
+    assert {
+        "test.beam2.hyp.txt",
+        "test.lenpen0.6.beam2.hyp.txt",
+        "test.checkpoint_last.beam2.hyp.txt",
+        "test1.beam2.hyp.txt",
+    } < names
+    assert [call["checkpoint"].read_text() for call in calls[2:4]] == [
+        "last",
+        "from elsewhere",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"subset": "tset"}, "no subset `tset`. Did you mean `test`"),
+        ({"checkpoint": "avg"}, "`avg`; it has checkpoint_best.pt, checkpoint_last.pt"),
+    ],
+)
+def test_what_is_not_there_is_named(
+    run: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        evaluate_run(run, **options)
+    assert message in str(error.value)
+
+
+def test_data_that_changed_after_training_is_refused(run: Path) -> None:
+    (run.parent / "corpus" / "bin" / "dict.xx.txt").write_text("b 1\n")
+    with pytest.raises(UserError, match="has changed since"):
+        evaluate_run(run)
+
+
+def test_any_other_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must be a run folder of scripts/train.py"):
+        evaluate_run(tmp_path / "nowhere")

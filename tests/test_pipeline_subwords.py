@@ -1,0 +1,107 @@
+"""One SentencePiece model for both languages, the same on every run."""
+from __future__ import annotations
+
+import dataclasses
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sentencepiece
+
+from fairseq_plugins.pipeline import subwords
+from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.pipeline.recipe import Subwords
+
+SETTINGS = Subwords(
+    vocab_size=90, model_type="bpe", character_coverage=1.0, max_lines=10**6, seed=1
+)
+SYLLABLES = ["ka", "lo", "mi", "tu", "ré", "ßen", "ño", "sch"]
+
+
+def write_text(path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    words = ["".join(rng.choices(SYLLABLES, k=rng.randint(1, 3))) for _ in range(60)]
+    lines = (" ".join(rng.choices(words, k=rng.randint(1, 9))) for _ in range(400))
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / "train.de", tmp_path / "train.en"]
+    for seed, path in enumerate(paths):
+        write_text(path, seed)
+    return paths
+
+
+def train(texts: list[Path], name: str = "joint", **changes: object) -> bytes:
+    model = texts[0].with_name(f"{name}.model")
+    settings = dataclasses.replace(SETTINGS, **changes)
+    subwords.train(texts, model, model.with_suffix(".vocab"), subwords=settings)
+    return model.read_bytes()
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+@pytest.mark.parametrize("max_lines", [10**6, 100])
+def test_the_same_text_gives_the_same_model_in_another_process(
+    texts, model_type, max_lines
+):
+    changes = {"model_type": model_type, "max_lines": max_lines}
+    here = train(texts, **changes)
+    program = (
+        "import test_pipeline_subwords as t; from pathlib import Path; "
+        f"t.train([*map(Path, {[str(path) for path in texts]})], 'other', **{changes})"
+    )
+    folder = Path(__file__).parent
+    environment = {"PYTHONPATH": f"{folder.parent}:{folder}"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    assert texts[0].with_name("other.model").read_bytes() == here
+
+
+def test_the_seed_decides_only_if_there_are_more_lines_than_are_used(texts):
+    assert train(texts, seed=1, max_lines=100) != train(texts, seed=2, max_lines=100)
+    assert train(texts, seed=1) == train(texts, seed=2)
+
+
+def test_pieces_give_the_text_back_line_by_line(texts, monkeypatch):
+    train(texts)
+    monkeypatch.setattr(subwords, "_BATCH", 7)
+    model, pieces = texts[0].with_name("joint.model"), texts[0].with_name("pieces")
+    count = subwords.encode(model, texts[0], pieces)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    split = [line.split(" ") for line in pieces.read_text().splitlines()]
+    assert count == sum(map(len, split))
+    assert [processor.decode(line) for line in split] == (
+        texts[0].read_text().splitlines()
+    )
+
+
+def test_unicode_line_separators_do_not_end_a_line(texts):
+    train(texts)
+    odd, pieces = texts[0].with_name("odd"), texts[0].with_name("pieces")
+    odd.write_text("ka\u2028lo\x85mi\x0bka\x1cka\nlo\n", encoding="utf-8", newline="\n")
+    subwords.encode(texts[0].with_name("joint.model"), odd, pieces)
+    # As fairseq reads it: Python's universal newlines.
+    assert len(pieces.open(encoding="utf-8").readlines()) == 2
+
+
+def test_the_vocabulary_lists_the_pieces_as_sentencepiece_does(texts, tmp_path):
+    train(texts)
+    sentencepiece.SentencePieceTrainer.train(
+        input=[str(path) for path in texts], model_prefix=str(tmp_path / "theirs"),
+        vocab_size=90, model_type="bpe", character_coverage=1.0, minloglevel=2,
+    )  # fmt: skip
+    theirs = (tmp_path / "theirs.vocab").read_text(encoding="utf-8")
+    assert (tmp_path / "joint.vocab").read_text(encoding="utf-8") == theirs
+
+
+@pytest.mark.parametrize(
+    "vocab_size, message", [(10_000, "too high"), (5, "smaller than required_chars")]
+)
+def test_an_impossible_vocabulary_is_refused_and_leaves_nothing(
+    texts, vocab_size, message
+):
+    with pytest.raises(UserError, match=message):
+        train(texts, vocab_size=vocab_size)
+    assert not list(texts[0].parent.glob("joint.*"))

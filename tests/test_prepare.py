@@ -1,0 +1,279 @@
+"""scripts/prepare.py as a user runs it, through every accident."""
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+import yaml
+from conftest import ROOT, SHARED_DATA
+
+from fairseq_plugins.pipeline.manifest import PreparedCorpus
+
+SCRIPT = ROOT / "scripts" / "prepare.py"
+PAIRS = {"train": 400, "dev": 20, "old": 15, "new": 10}
+WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in ("l", "rn", "schß")]
+
+
+def call(*args: object, **options: Any) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(SCRIPT), *map(str, args)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, **options
+    )
+
+
+def write_corpus(folder: Path) -> Path:
+    """Write a recipe with its text: German, and English as German reversed."""
+    rng = random.Random(5)
+    (folder / "text").mkdir(parents=True)
+    for name, count in PAIRS.items():
+        lines = [rng.choices(WORDS, k=rng.randint(2, 12)) for _ in range(count)]
+        for language, step in (("de", 1), ("en", -1)):
+            text = "".join(" ".join(line[::step]).capitalize() + "\n" for line in lines)
+            (folder / "text" / f"{name}.{language}").write_text(text, encoding="utf-8")
+    parts = {
+        name: {"name": name, **{side: {"file": f"{name}.{language}"} for side, language
+               in (("source", "de"), ("target", "en"))}}
+        for name in PAIRS
+    }  # fmt: skip
+    recipe = {
+        "description": "made up", "licence": "none", "published": "no place",
+        "source_lang": "de", "target_lang": "en", "folder": "text",
+        "train": [parts["train"]], "valid": [parts["dev"]],
+        "test": [parts["old"], parts["new"]],
+        "subwords": {"vocab_size": 120, "model_type": "bpe", "max_lines": 10000,
+                     "character_coverage": 1.0, "seed": 1},
+        "cleaning": {"max_words": 50},
+    }  # fmt: skip
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return path
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """All files with final names but logs and the manifest, where times differ."""
+    names = ("raw", "spm", "pieces", "bin")
+    paths = [path for name in names for path in (folder / name).glob("[!.]*")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path) -> Path:
+    """A folder that was prepared without any trouble; not to be changed."""
+    result = call(recipe, "--out", recipe.parent / "whole")
+    assert result.returncode == 0, result.stderr
+    return recipe.parent / "whole"
+
+
+@pytest.fixture
+def out(whole: Path, tmp_path: Path) -> Path:
+    """A copy of the prepared folder, to be damaged."""
+    return Path(shutil.copytree(whole, tmp_path / "out"))
+
+
+def test_fairseq_reads_what_was_prepared_and_finds_every_piece_in_it(whole):
+    from fairseq.tasks.translation import TranslationConfig, TranslationTask
+
+    corpus = PreparedCorpus.load(whole)
+    data = str(corpus.bin_dir)
+    cfg = TranslationConfig(data=data, source_lang="de", target_lang="en")
+    cfg.dataset_impl, cfg.train_subset, cfg.required_seq_len_multiple = None, "train", 1
+    task = TranslationTask.setup_task(cfg)
+    assert task.source_dictionary.symbols == task.target_dictionary.symbols
+    for subset, name in zip(corpus.subsets, PAIRS):
+        task.load_dataset(subset)
+        dataset = task.dataset(subset)
+        assert len(dataset) == corpus.subsets[subset].pairs == PAIRS[name]
+        lines = (whole / "pieces" / f"{subset}.en").read_text().splitlines()
+        for index, line in enumerate(lines):
+            assert task.target_dictionary.string(dataset[index]["target"]) == line
+    assert [entry.title for entry in corpus.subsets.values()] == [
+        "train", "valid", "old", "new"
+    ]  # fmt: skip
+
+
+def test_the_raw_text_is_the_source_s_own(whole, recipe):
+    corpus = PreparedCorpus.load(whole)
+    for entry, name in zip(corpus.subsets.values(), PAIRS):
+        text = recipe.parent / "text"
+        assert entry.source.read_bytes() == (text / f"{name}.de").read_bytes()
+        assert entry.target.read_bytes() == (text / f"{name}.en").read_bytes()
+
+
+def test_the_manifest_counts_and_digests_everything(whole):
+    manifest = json.loads((whole / "manifest.json").read_text())
+    stages = manifest["stages"].values()
+    recorded = [name for stage in stages for name in stage["outputs"]]
+    assert sorted(recorded) == sorted(outputs(whole))
+    counts = manifest["stages"]["binarise"]["counts"]
+    assert counts["test1.en"]["sentences"] == PAIRS["new"]
+    assert counts["train.de"]["unknown"] == 0
+    assert "sentencepiece" in manifest["stages"]["subwords"]["versions"]
+    assert manifest["stages"]["subwords"]["settings"]["vocab_size"] == 120
+
+
+def test_a_second_run_does_nothing_and_says_so(out, recipe):
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*")}
+    result = call(recipe, "--out", out)
+    assert result.returncode == 0
+    assert result.stderr == f"`{out}` is up to date; nothing to do.\n"
+    lock = out / ".prepare.lock"
+    for path in before.keys() - {lock}:
+        assert path.stat().st_mtime_ns == before[path]
+
+
+def test_another_vocabulary_size_redoes_the_pieces_but_not_the_text(out, recipe):
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("raw/*")}
+    result = call(recipe, "--out", out, "--vocab-size", 100)
+    assert result.returncode == 0, result.stderr
+    assert "vocab_size was 120 and is 100" in result.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("raw/*")}
+    assert len((out / "spm/joint.vocab").read_text().splitlines()) == 100
+    counts = json.loads((out / "manifest.json").read_text())["stages"]
+    assert counts["binarise"]["counts"]["train.de"]["tokens"] == (
+        PAIRS["train"] + counts["pieces-train"]["counts"]["de_pieces"]
+    )
+
+
+@pytest.mark.parametrize("damaged", ["raw/test.de", "bin/train.de-en.en.idx"])
+def test_a_damaged_output_is_made_again(out, recipe, whole, damaged):
+    with open(out / damaged, "r+b") as stream:
+        stream.seek(20)
+        stream.write(b"\xff")
+    result = call(recipe, "--out", out)
+    assert f"({damaged} is damaged)" in result.stderr
+    assert outputs(out) == outputs(whole)
+
+
+@pytest.mark.parametrize("compress", ["xz", "gzip"])
+def test_compressed_sources_give_the_same_as_plain_ones(
+    recipe, whole, tmp_path, compress
+):
+    text, out = tmp_path / "text", tmp_path / "out"
+    shutil.copytree(recipe.parent / "text", text)
+    subprocess.run([compress, *text.iterdir()], check=True)
+    run_until("spm/joint.model", out, recipe, "--source", text)
+    for name, content in outputs(out).items():
+        assert outputs(whole)[name] == content
+    assert len(list((out / "raw").iterdir())) == 8
+
+
+def run_until(made: str, out: Path, *args: object) -> None:
+    """Kill the script, which gets no chance to tidy up, as soon as a file is there."""
+    command = [sys.executable, str(SCRIPT), *map(str, args), "--out", str(out)]
+    running = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (out / made).exists():
+        assert running.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    running.kill()
+    running.wait()
+
+
+@pytest.mark.parametrize("moment", ["raw/train.en", "pieces/train.de", ".bin.partial"])
+def test_killed_at_any_moment_it_goes_on_and_makes_the_same(
+    recipe, whole, tmp_path, moment
+):
+    out = tmp_path / "out"
+    run_until(moment, out, recipe)
+    assert not (out / "manifest.json").exists()
+    assert not (out / "bin").exists()
+    finished = outputs(out)
+    assert all(outputs(whole)[name] == content for name, content in finished.items())
+    result = call(recipe, "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert outputs(out) == outputs(whole)
+    assert not list(out.rglob("*.partial"))
+
+
+def limited(num_bytes: int) -> Callable[[], None]:
+    """A full disk for a child process: no file may grow beyond this size."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+
+
+def test_a_full_disk_leaves_no_half_file_and_after_it_the_run_goes_on(
+    recipe, whole, tmp_path
+):
+    out = tmp_path / "out"
+    sizes = sorted(len(content) for content in outputs(whole).values())
+    for limit in (0, 100, *sizes[::6]):
+        result = call(recipe, "--out", out, preexec_fn=limited(limit))
+        assert result.returncode == 1
+        assert "File too large while writing" in result.stderr
+        assert "Free some space and run again." in result.stderr
+        for name, content in outputs(out).items():
+            assert content == outputs(whole)[name]
+        assert not (out / "manifest.json").exists()
+        assert not list(out.rglob("*.partial"))
+    assert call(recipe, "--out", out).returncode == 0
+    assert outputs(out) == outputs(whole)
+
+
+def test_a_disk_that_is_full_for_fairseq_preprocess_is_reported_alike(out, recipe):
+    shutil.rmtree(out / "bin")
+    result = call(recipe, "--out", out, preexec_fn=limited(12 * PAIRS["train"]))
+    assert result.returncode == 1
+    assert f"error: File too large while writing {out}. Free some" in result.stderr
+    assert "OSError: [Errno 27] File too large" in (out / "binarise.log").read_text()
+    assert not (out / "bin").exists()
+    assert not (out / "manifest.json").exists()
+    assert not list(out.rglob("*.partial"))
+
+
+def test_a_failure_of_fairseq_preprocess_is_shown_with_its_last_lines(
+    out, recipe, tmp_path
+):
+    shutil.rmtree(out / "bin")
+    fake = tmp_path / "path" / "fairseq_cli" / "preprocess.py"
+    fake.parent.mkdir(parents=True)
+    fake.with_name("__init__.py").touch()
+    fake.write_text("for line in range(99): print('line', line)\nraise SystemExit(7)")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "path")}
+    result = call(recipe, "--out", out, env=environment)
+    assert result.returncode == 2
+    assert "fairseq-preprocess failed with status 7" in result.stderr
+    assert result.stderr.endswith("line 97\nline 98\n")
+    assert "line 1\n" not in result.stderr
+    assert (out / "binarise.log").read_text().startswith("line 0\n")
+    assert not (out / "bin").exists()
+
+
+def test_two_runs_at_once_in_one_folder_are_refused(out, recipe):
+    with open(out / ".prepare.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = call(recipe, "--out", out)
+    assert result.returncode == 2
+    assert "another scripts/prepare.py is at work in" in result.stderr
+    assert call(recipe, "--out", out).returncode == 0
+
+
+def test_a_folder_of_another_recipe_is_refused(out, recipe, tmp_path):
+    other = shutil.copy(recipe, tmp_path / "other.yaml")
+    result = call(other, "--source", recipe.parent / "text", "--out", out)
+    assert result.returncode == 2
+    assert "holds `mine` and not `other`" in result.stderr
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="needs ../shared/data")
+@pytest.mark.parametrize("name", ["multi30k-de-en", "multi30k-en-fr"])
+def test_multi30k_is_read_and_verified(name, tmp_path):
+    out = tmp_path / "out"
+    run_until("pieces/valid.en", out, name, "--source", SHARED_DATA / "multi30k")
+    stages = json.loads((out / ".progress.json").read_text())["stages"]
+    assert stages["text-train"]["counts"]["pairs"] == 29_000
+    assert stages["text-test1"]["counts"]["pairs"] == 1_000

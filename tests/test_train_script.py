@@ -1,0 +1,227 @@
+"""scripts/train.py: from one YAML to a finished run, through every interruption."""
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.pipeline.training import train, training_command
+from fairseq_plugins.pipeline.training_config import pin_inputs
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "scripts" / "train.py"
+TINY = {
+    "arch": "lstm",
+    "encoder_embed_dim": 8,
+    "decoder_embed_dim": 8,
+    "encoder_hidden_size": 8,
+    "decoder_hidden_size": 8,
+    "decoder_out_embed_dim": 8,
+    "optimizer": "adam",
+    "lr": 0.01,
+    "max_tokens": 300,
+    "max_update": 2,
+    "no_epoch_checkpoints": True,
+    "seed": 3,
+    "cpu": True,
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_data: Path) -> dict[str, Any]:
+    return {"data": str(tiny_data), "run": str(tmp_path / "run"), **TINY}
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, config: dict[str, Any]) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
+
+
+def call(*args: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(SCRIPT), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def updates(config: dict[str, Any]) -> int:
+    end = json.loads((Path(config["run"]) / "finished.json").read_text())
+    assert end["seconds"] > 0
+    return end["updates"]
+
+
+def test_a_dry_run_prints_the_command_and_does_nothing(
+    config: dict[str, Any], config_file: Path
+) -> None:
+    result = call(config_file, "--dry-run", "lr=0.5", "arch=transformer",
+                  "encoder_hidden_size=null", "decoder_hidden_size=null",
+                  "decoder_out_embed_dim=null")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert shlex.split(result.stdout) == [
+        sys.executable, "-m", "fairseq_cli.train", config["data"],
+        "--user-dir", str(ROOT / "fairseq_plugins"),
+        "--arch", "transformer", "--encoder-embed-dim", "8",
+        "--decoder-embed-dim", "8", "--optimizer", "adam", "--lr", "0.5",
+        "--max-tokens", "300", "--max-update", "2", "--no-epoch-checkpoints",
+        "--seed", "3", "--cpu", "--save-dir", config["run"] + "/checkpoints",
+    ]  # fmt: skip
+    assert not Path(config["run"]).exists()
+
+
+def test_without_a_gpu_the_cpu_is_used_and_this_is_said(
+    config: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    notice = "No GPU here: training on the CPU (--cpu)."
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "--cpu" not in training_command({**config, "cpu": False})
+    assert notice not in caplog.messages
+    del config["cpu"]
+    assert "--cpu" in training_command(config)
+    assert notice in caplog.messages
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert "--cpu" not in training_command(config)
+
+
+def test_training_ends_once_and_goes_on_where_it_was(
+    config: dict[str, Any], config_file: Path
+) -> None:
+    run = Path(config["run"])
+    first = call(config_file)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert updates(config) == 2
+    log = (run / "train.log").read_text()
+    assert first.stdout.endswith(log)
+    command = (run / "command.txt").read_text()
+    assert command == first.stdout[: len(command)]
+
+    second = call(config_file)
+    assert (second.returncode, second.stdout) == (
+        0,
+        f"`{run}` is complete: nothing to do.\n",
+    )
+
+    changed = call(config_file, "lr=0.5", "max_update=4")
+    assert changed.returncode == 2
+    assert "`lr` was 0.01 and is 0.5." in changed.stderr
+    assert (run / "train.log").read_text() == log
+
+    longer = call(run / "config.yaml", "max_update=4")
+    assert longer.returncode == 0, longer.stdout + longer.stderr
+    assert updates(config) == 4
+    both = (run / "train.log").read_text()
+    assert both.startswith(log)
+    assert "@ 2 updates" in both[len(log) :]  # loaded, not begun anew
+
+
+def test_a_killed_training_dies_wholly_and_is_resumed(
+    config: dict[str, Any], config_file: Path
+) -> None:
+    run = Path(config["run"])
+    endless = [sys.executable, str(SCRIPT), str(config_file), "max_update=1000000"]
+    last = run / "checkpoints" / "checkpoint_last.pt"
+    with subprocess.Popen(endless, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not last.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    assert not (run / "finished.json").exists()
+    time.sleep(0.5)
+    size = (run / "train.log").stat().st_size
+    time.sleep(1.0)
+    assert (run / "train.log").stat().st_size == size  # nobody writes any more
+
+    done = call(config_file, "max_update=1")
+    assert done.returncode == 0, done.stderr
+    assert "updates already" in done.stderr
+    assert updates(config) >= 1
+
+
+def test_a_failure_is_told_with_its_status_and_its_last_line(
+    config: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    code = "import sys; print('begin'); print('ValueError: no\\n'); sys.exit(7)"
+    lines: list[str] = []
+    assert train(config, [sys.executable, "-c", code], on_line=lines.append) == 7
+    log = Path(config["run"]) / "train.log"
+    assert caplog.messages == [
+        "fairseq-train ended with status 7: ValueError: no. "
+        f"All of its output: {log}"
+    ]
+    assert log.read_text() == "".join(lines)
+    assert not log.with_name("finished.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data=/nowhere", "`/nowhere` does not exist"),
+        ("start_from=/no.pt", "`start_from` must be a file, but `/no.pt`"),
+        ("encoder_layer=2", "Did you mean `encoder_layers`?"),
+    ],
+)
+def test_a_mistake_is_answered_before_anything_starts(
+    config: dict[str, Any], config_file: Path, change: str, message: str
+) -> None:
+    result = call(config_file, change)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not Path(config["run"]).exists()
+
+
+def write_checkpoint(path: Path, *, updates: int, seconds: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {
+        "args": None,
+        "cfg": None,
+        "model": {},
+        "optimizer_history": [{"num_updates": updates, "lr_scheduler_state": {}}],
+        "extra_state": {"previous_training_time": seconds, "train_iterator": {}},
+    }
+    torch.save(state, path)
+
+
+def test_seconds_are_those_of_the_run_and_not_of_its_start(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    last = Path(config["run"]) / "checkpoints" / "checkpoint_last.pt"
+    start = tmp_path / "start.pt"
+    write_checkpoint(start, updates=500, seconds=100.0)
+    config = pin_inputs({**config, "start_from": str(start)}, recorded=None)
+
+    def stub(line: str) -> None:
+        write_checkpoint(last, updates=2, seconds=130.0)
+
+    assert train(config, [sys.executable, "-c", "print(1)"], on_line=stub) == 0
+    end = json.loads((Path(config["run"]) / "finished.json").read_text())
+    assert end == {"updates": 2, "seconds": 30.0}
+
+
+def test_a_run_with_all_its_updates_is_not_given_one_more(
+    config: dict[str, Any],
+) -> None:
+    last = Path(config["run"]) / "checkpoints" / "checkpoint_last.pt"
+    write_checkpoint(last, updates=2, seconds=1.0)
+    assert train(config, ["/must/not/run"], on_line=print) == 0
+    assert updates(config) == 2
+
+
+def test_a_damaged_last_checkpoint_is_named(config: dict[str, Any]) -> None:
+    last = Path(config["run"]) / "checkpoints" / "checkpoint_last.pt"
+    write_checkpoint(last, updates=2, seconds=1.0)
+    last.write_bytes(last.read_bytes()[:500])
+    with pytest.raises(UserError, match="checkpoint_last.pt` cannot be read"):
+        train(config, ["/must/not/run"], on_line=print)

@@ -1,0 +1,128 @@
+"""One YAML file and overrides become one checked configuration."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.pipeline.training_config import (
+    binarised_folder,
+    digest_of_data,
+    pin_inputs,
+    read_config,
+)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Looks like what fairseq-preprocess writes."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("dict.xx.txt", "train.xx-yy.xx.bin", "test.xx-yy.xx.bin"):
+        (folder / name).write_text("word 1\n")
+    return folder
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_dashes_and_underscores_are_one_and_overrides_win(tmp_path: Path) -> None:
+    path = write(tmp_path, "data: d\nrun: r\nmax-tokens: 10\nlr: 0.1\nclip-norm: 1\n")
+    overrides = ["--max_tokens=20", "clip_norm=null", "betas=(0.9, 0.98)"]
+    config = read_config(path, overrides)
+    assert config["max_tokens"] == 20
+    assert config["lr"] == 0.1
+    assert config["betas"] == "(0.9, 0.98)"
+    assert "clip_norm" not in config
+
+
+def test_paths_become_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = read_config(write(tmp_path, "data: d\nrun: r\nstart_from: a/b.pt\n"))
+    assert config["data"] == str(tmp_path / "d")
+    assert config["run"] == str(tmp_path / "r")
+    assert config["start_from"] == str(tmp_path / "a" / "b.pt")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: 0.1\ndata: a: b\nrun: r\n", "line 2, column 8"),
+        ("- lr\n- data\n", "must hold lines of `key: value`"),
+        ("", "must hold lines of `key: value`"),
+        ("max_tokens: 1\ndata: d\nmax-tokens: 2\n", "twice, on lines 1 and 3"),
+        ("run: r\n", "must give `data`"),
+        ("data: d\n", "must give `run`"),
+    ],
+)
+def test_a_broken_file_is_named_with_the_place(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        read_config(write(tmp_path, text))
+    assert "config.yaml" in str(error.value)
+
+
+def test_a_missing_file_is_answered_with_the_nearest_one(tmp_path: Path) -> None:
+    path = write(tmp_path, "data: d\n")
+    with pytest.raises(UserError, match=f"Did you mean `{path}`"):
+        read_config(tmp_path / "confg.yaml")
+
+
+@pytest.mark.parametrize("override", ["lr", "=1", "lr=[1"])
+def test_a_broken_override_is_named(tmp_path: Path, override: str) -> None:
+    path = write(tmp_path, "data: d\nrun: r\n")
+    with pytest.raises(UserError) as error:
+        read_config(path, [override])
+    assert f"`{override}`" in str(error.value)
+
+
+def test_data_that_is_missing_or_unfinished_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        binarised_folder(tmp_path / "nothing")
+    (tmp_path / "half" / "bin").mkdir(parents=True)
+    (tmp_path / "half" / "bin" / "dict.xx.txt").touch()
+    with pytest.raises(UserError, match="holds neither"):
+        binarised_folder(tmp_path / "half")
+
+
+def test_the_digest_sees_training_data_and_not_another_test_set(data: Path) -> None:
+    before = digest_of_data(data, ("train",))
+    (data / "test1.xx-yy.xx.bin").write_text("new")
+    assert digest_of_data(data, ("train",)) == before
+    (data / "train.xx-yy.xx.bin").write_text("another text")
+    after = digest_of_data(data, ("train",))
+    assert after != before
+    (data / "dict.xx.txt").write_text("work 1\n")
+    assert digest_of_data(data, ("train",)) != after
+
+
+def test_a_start_that_has_changed_is_noticed(tmp_path: Path, data: Path) -> None:
+    start = tmp_path / "start.pt"
+    start.write_text("one")
+    config = {"data": str(data), "run": "r", "start_from": str(start)}
+    pinned = pin_inputs(config, recorded=None)
+    assert pin_inputs(pinned, recorded=None) == pinned
+    start.write_text("two")
+    assert pin_inputs(config, recorded=pinned) != pinned
+    with pytest.raises(UserError, match="`start_from_sha256` is"):
+        pin_inputs(pinned, recorded=None)
+
+
+def test_a_start_is_needed_only_until_there_are_results(
+    tmp_path: Path, data: Path
+) -> None:
+    start = tmp_path / "start.pt"
+    start.write_text("one")
+    config = {"data": str(data), "run": "r", "start_from": str(start)}
+    pinned = pin_inputs(config, recorded=None)
+    start.unlink()
+    assert pin_inputs(config, recorded=pinned) == pinned
+    with pytest.raises(UserError, match="`start_from` must be a file"):
+        pin_inputs(config, recorded=None)
