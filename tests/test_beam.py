@@ -24,6 +24,7 @@ def settings(task: Any) -> Any:
         epsilon=0.1,
         survival_epsilon=2.0,
         mixing="hard",
+        selection_clip=0.0,
         keep_gold=False,
         pad_id=task.target_dictionary.pad(),
         eos_id=task.target_dictionary.eos(),
@@ -44,6 +45,20 @@ def run(model: Any, sample: Any, settings: Any, losses: tuple[str, ...]) -> Any:
             decoder, net_input["prev_output_tokens"][:, 0], target,
             settings=settings, losses=losses,
         )  # fmt: skip
+
+
+def start_state() -> Any:
+    from fairseq_plugins.beam.state import BeamState
+
+    return BeamState.start(1, BEAM, torch.device("cpu"))
+
+
+def four_candidates(scores: torch.Tensor) -> Any:
+    from fairseq_plugins.beam.step import Candidates
+
+    origins = torch.zeros(1, 4, dtype=torch.long)
+    tokens = torch.arange(4).unsqueeze(0)
+    return Candidates(scores, origins, tokens, torch.zeros(1, 4, dtype=torch.bool))
 
 
 def plain_beam(model: Any, item: Any, collate: Any, settings: Any) -> dict[str, float]:
@@ -253,22 +268,54 @@ def test_gradients_of_one_step_are_those_of_finite_differences(settings):
         )
         pool = pool_candidates(state, logits.log_softmax(-1), gold, settings)
         selection = select(state, pool, settings)
-        return selection.state.log_probs, selection.from_slots, survival(pool, settings)
+        return selection.from_slots, survival(pool, settings), selection.weights
 
     scores.requires_grad_(), logits.requires_grad_()
     assert torch.autograd.gradcheck(step, (scores, logits))
 
 
+def test_a_slots_score_has_the_shares_as_its_gradient(settings):
+    from fairseq_plugins.beam.step import select
+
+    settings = dataclasses.replace(settings, mixing="soft", epsilon=0.7)
+    scores = torch.tensor([[3.0, 2.7, 1.0, 0.0]], dtype=torch.float64)
+    scores.requires_grad_()
+    candidates = four_candidates(scores)
+    selection = select(start_state(), candidates, settings)
+    for slot in range(BEAM):
+        (gradient,) = torch.autograd.grad(
+            selection.state.log_probs[0, slot], scores, retain_graph=True
+        )
+        torch.testing.assert_close(gradient, selection.weights[:, :, slot].detach())
+
+
+def test_clipping_bounds_the_gradient_through_a_selection_and_not_its_value(settings):
+    from fairseq_plugins.beam.step import select
+
+    gradients = {}
+    for clip in (0.0, 0.1):
+        chosen = dataclasses.replace(
+            settings, mixing="soft", epsilon=0.1, selection_clip=clip
+        )
+        scores = torch.tensor([[3.0, 2.9, 2.8, 2.7]], requires_grad=True)
+        candidates = four_candidates(scores)
+        weights = select(start_state(), candidates, chosen).weights
+        (weights * torch.linspace(-9, 9, 12).view(1, 4, 3)).sum().backward()
+        gradients[clip] = scores.grad
+    cosine = torch.cosine_similarity(gradients[0.0], gradients[0.1])
+    assert float(cosine) == pytest.approx(1)
+    norm = torch.linspace(-9, 9, 12).norm()
+    torch.testing.assert_close(gradients[0.1], gradients[0.0] * 0.1 / norm)
+
+
 def test_gold_stays_a_candidate_however_badly_it_scores(settings):
-    from fairseq_plugins.beam.state import BeamState
     from fairseq_plugins.beam.step import pool_candidates
 
     settings = dataclasses.replace(settings, pool_size=4, pad_id=1, eos_id=2)
     log_probs = torch.arange(12.0).expand(1, BEAM, 12).log_softmax(-1)
     pool = pool_candidates(
-        BeamState.start(1, BEAM, log_probs.device),
-        log_probs, torch.tensor([3]), settings,
-    )  # fmt: skip
+        start_state(), log_probs, torch.tensor([3]), settings
+    )
     assert pool.tokens.tolist() == [[11, 10, 9, 3]]
     assert pool.is_gold.tolist() == [[False, False, False, True]]
     assert pool.origins.tolist() == [[0, 0, 0, 0]]
@@ -276,16 +323,14 @@ def test_gold_stays_a_candidate_however_badly_it_scores(settings):
 
 @pytest.mark.parametrize("gold, has_end", [(2, True), (5, False), (1, False)])
 def test_the_end_of_sentence_competes_only_where_gold_ends(gold, has_end, settings):
-    from fairseq_plugins.beam.state import BeamState
     from fairseq_plugins.beam.step import pool_candidates
 
     settings = dataclasses.replace(settings, pool_size=4, pad_id=1, eos_id=2)
     log_probs = torch.zeros(1, BEAM, 12)
     log_probs[..., :4] = torch.tensor([3.0, 9.0, 8.0, 2.0])
     pool = pool_candidates(
-        BeamState.start(1, BEAM, log_probs.device),
-        log_probs.log_softmax(-1), torch.tensor([gold]), settings,
-    )  # fmt: skip
+        start_state(), log_probs.log_softmax(-1), torch.tensor([gold]), settings
+    )
     assert (2 in pool.tokens[0].tolist()) == has_end
     assert 1 not in pool.tokens[0].tolist()
     assert pool.is_gold.any() == (gold != 1)

@@ -78,8 +78,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     subprocess.run(["xz", folder / "train.xx"], check=True)
-    script("prepare.py", folder / "tiny.yaml", "--source", folder, "--out", folder / "out")
-    return folder / "out"
+    out = folder / "out"
+    script("prepare.py", folder / "tiny.yaml", "--source", folder, "--out", out)
+    return out
 
 
 def test_prepare_train_resume_evaluate_and_compare(corpus, tmp_path):

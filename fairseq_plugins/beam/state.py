@@ -26,6 +26,9 @@ class BeamSettings:
         survival_epsilon: the same for the membership in the survival loss.
         mixing: ``soft`` (Xie et al., 2020, section 5), ``straight-through`` (forward
             hard, gradient soft) or ``hard`` (no gradient through the selection).
+        selection_clip: largest norm of the gradient that reaches one selection of one
+            sentence; 0 does not clip. A selection multiplies it by up to 2 / epsilon
+            on its way to the step before, so that it explodes over many steps.
         keep_gold: put the gold prefix into the last slot when it would be pruned.
         pad_id: the padding token, never a candidate.
         eos_id: the end of sentence, a candidate only where gold ends.
@@ -36,6 +39,7 @@ class BeamSettings:
     epsilon: float
     survival_epsilon: float
     mixing: str
+    selection_clip: float
     keep_gold: bool
     pad_id: int
     eos_id: int

@@ -99,6 +99,8 @@ def select(
 ) -> Selection:
     """Assign the pool to the K slots and return what the slots hold then."""
     weights = _assignment(candidates.scores, settings)  # (B, M, K)
+    if settings.selection_clip and weights.requires_grad:
+        weights.register_hook(lambda grad: _clipped(grad, settings.selection_clip))
     held = weights.detach().argmax(1)  # (B, K): what a slot mostly consists of
     if settings.keep_gold:
         weights, held = _gold_in_last_slot(weights, held, candidates.is_gold)
@@ -110,7 +112,9 @@ def select(
     same_origin = state.same.gather(1, origins.unsqueeze(-1).expand_as(state.same))
     same_origin = same_origin.gather(2, origins.unsqueeze(1).expand_as(state.same))
     same = same_origin & tokens.unsqueeze(-1).eq(tokens.unsqueeze(1))
-    log_probs = torch.einsum("bmk,bm->bk", weights, candidates.scores)
+    # The share-weighted score is (up to the entropy) the optimum that the shares reach,
+    # so by the envelope theorem its gradient is the shares: none flows through them.
+    log_probs = torch.einsum("bmk,bm->bk", weights.detach(), candidates.scores)
     slots = torch.arange(settings.beam_size, device=origins.device)
     is_from = candidates.origins.unsqueeze(-1).eq(slots).to(weights.dtype)
     from_slots = torch.einsum("bmk,bmo->bko", weights, is_from)
@@ -129,6 +133,12 @@ def _assignment(scores: Tensor, settings: BeamSettings) -> Tensor:
         return soft
     # Straight-through: the value is exactly hard, the gradient is that of soft.
     return hard + (soft - soft.detach())
+
+
+def _clipped(gradient: Tensor, norm: float) -> Tensor:
+    """Scale each sentence's gradient down to a Euclidean norm of ``norm`` at most."""
+    norms = gradient.flatten(1).norm(dim=-1)[:, None, None]
+    return gradient * (norm / norms.clamp_min(norm))
 
 
 def _gold_in_last_slot(

@@ -42,6 +42,13 @@ class SoftBeamSearchConfig(LabelSmoothedCrossEntropyCriterionConfig):
             "without it (hard)"
         },
     )
+    selection_clip: float = field(
+        default=1.0,
+        metadata={
+            "help": "largest norm of the gradient that flows through one selection of "
+            "one sentence, which else explodes over the steps; 0 does not clip"
+        },
+    )
     epsilon: float = field(
         default=0.1,
         metadata={
@@ -84,6 +91,7 @@ def check_options(cfg: SoftBeamSearchConfig, pool_size: int, task: Any) -> None:
     rules = [
         ("rho", cfg.rho, 0 <= cfg.rho <= 1, "between 0 and 1"),
         ("beam", cfg.beam, cfg.beam >= 1, "at least 1"),
+        ("selection-clip", cfg.selection_clip, cfg.selection_clip >= 0, "0 or more"),
         ("epsilon", cfg.epsilon, cfg.epsilon > 0, "positive"),
         ("epsilon-end", end, end > 0, "positive"),
         ("epsilon-updates", cfg.epsilon_updates, cfg.epsilon_updates >= 0, "0 or more"),

@@ -105,6 +105,7 @@ class SoftBeamSearchCriterion(LabelSmoothedCrossEntropyCriterion):
             epsilon=self.epsilon,
             survival_epsilon=self.cfg.survival_epsilon,
             mixing=str(self.cfg.mixing),
+            selection_clip=self.cfg.selection_clip,
             keep_gold=self.cfg.keep_gold,
             pad_id=self.padding_idx,
             eos_id=self.task.target_dictionary.eos(),

@@ -7,6 +7,7 @@ import hashlib
 import json
 import lzma
 import os
+import zlib
 from pathlib import Path
 from typing import IO, Any, Callable, Iterator, TextIO, cast
 
@@ -44,7 +45,7 @@ def read_lines(path: Path) -> list[str]:
         raise UserError(f"`{path}` does not exist.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"`{path}` must be UTF-8 text, but {error}.") from None
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"`{path}` is a damaged archive: {error}.") from None
 
 
