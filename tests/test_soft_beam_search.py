@@ -12,7 +12,11 @@ OPTIONS = [
     # that rounding shows in it.
     dict(mixing="soft", beam_loss="slot-ce", epsilon=1.0),
     dict(mixing="straight-through", beam_loss="survival"),
-    dict(mixing="straight-through", beam_loss="survival=1,slot-ce=0.5", keep_gold=True),
+    dict(
+        mixing="straight-through",
+        beam_loss="survival=1,slot-ce=0.5",
+        reset_to_gold=True,
+    ),
 ]
 option_sets = pytest.mark.parametrize("options", OPTIONS, ids=["paper", "st", "both"])
 
@@ -164,12 +168,15 @@ def test_decoder_dropout_is_off_in_the_search(
     assert not torch.equal(searches[0]["ce_loss"], other["ce_loss"])
 
 
+@pytest.mark.parametrize("reset_to_gold", [False, True])
 def test_rates_are_shares_and_every_hypothesis_of_a_hard_beam_differs(
-    arch, make_model, make_criterion, sentences, collate
+    arch, reset_to_gold, make_model, make_criterion, sentences, collate
 ):
     from fairseq.logging import metrics
 
-    criterion = make_criterion(mixing="straight-through")
+    criterion = make_criterion(
+        mixing="straight-through", reset_to_gold=reset_to_gold
+    )
     logged, _ = loss_and_gradients(criterion, make_model(arch), collate(sentences))
     with metrics.aggregate() as aggregator:
         type(criterion).reduce_metrics([logged, logged])

@@ -78,7 +78,7 @@ def rollout(
 
 def _all_differ(same: Tensor) -> Tensor:
     """Return whether no two slots are the same: (B, K, K) -> (B,)."""
-    return same.flatten(1).sum(-1).eq(same.size(-1))
+    return ~same.triu(1).flatten(1).any(-1)
 
 
 def _mixed_embeddings(

@@ -29,7 +29,8 @@ class BeamSettings:
         selection_clip: largest norm of the gradient that reaches one selection of one
             sentence; 0 does not clip. A selection multiplies it by up to 2 / epsilon
             on its way to the step before, so that it explodes over many steps.
-        keep_gold: put the gold prefix into the last slot when it would be pruned.
+        reset_to_gold: when the gold prefix would be pruned, go on from it alone
+            (LaSO; Daume and Marcu, 2005), instead of without it.
         pad_id: the padding token, never a candidate.
         eos_id: the end of sentence, a candidate only where gold ends.
     """
@@ -40,7 +41,7 @@ class BeamSettings:
     survival_epsilon: float
     mixing: str
     selection_clip: float
-    keep_gold: bool
+    reset_to_gold: bool
     pad_id: int
     eos_id: int
 

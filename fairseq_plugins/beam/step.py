@@ -102,23 +102,40 @@ def select(
     if settings.selection_clip and weights.requires_grad:
         weights.register_hook(lambda grad: _clipped(grad, settings.selection_clip))
     held = weights.detach().argmax(1)  # (B, K): what a slot mostly consists of
-    if settings.keep_gold:
-        weights, held = _gold_in_last_slot(weights, held, candidates.is_gold)
+    is_gold = candidates.is_gold
+    pruned = is_gold.any(-1) & ~is_gold.gather(1, held).any(-1)  # (B,)
+    resets = pruned & settings.reset_to_gold
+    weights = torch.where(
+        resets[:, None, None], is_gold.unsqueeze(-1).to(weights.dtype), weights
+    )
+    held = torch.where(resets[:, None], is_gold.int().argmax(-1, True), held)
     tokens = candidates.tokens.gather(1, held)
     origins = candidates.origins.gather(1, held)
-    holds_gold = candidates.is_gold.gather(1, held)
+    holds_gold = is_gold.gather(1, held)
     # Two soft slots may mostly consist of one candidate: the first one counts.
     holds_gold &= holds_gold.int().cumsum(-1).eq(1)
-    same_origin = state.same.gather(1, origins.unsqueeze(-1).expand_as(state.same))
-    same_origin = same_origin.gather(2, origins.unsqueeze(1).expand_as(state.same))
-    same = same_origin & tokens.unsqueeze(-1).eq(tokens.unsqueeze(1))
+    slots = torch.arange(settings.beam_size, device=origins.device)
     # The share-weighted score is (up to the entropy) the optimum that the shares reach,
     # so by the envelope theorem its gradient is the shares: none flows through them.
     log_probs = torch.einsum("bmk,bm->bk", weights.detach(), candidates.scores)
-    slots = torch.arange(settings.beam_size, device=origins.device)
+    # After a reset only slot 0 holds something, as before the first step.
+    empty = resets[:, None] & slots.gt(0)
     is_from = candidates.origins.unsqueeze(-1).eq(slots).to(weights.dtype)
     from_slots = torch.einsum("bmk,bmo->bko", weights, is_from)
-    return Selection(weights, from_slots, BeamState(log_probs, holds_gold, same))
+    state = BeamState(
+        log_probs.masked_fill(empty, -torch.inf),
+        holds_gold,
+        _same(state, origins, tokens) & ~(empty[:, None] | empty[:, :, None]),
+    )
+    return Selection(weights, from_slots, state)
+
+
+def _same(state: BeamState, origins: Tensor, tokens: Tensor) -> Tensor:
+    """Return whether two slots hold the same hypothesis: (B, K, K)."""
+    rows = origins.unsqueeze(-1).expand_as(state.same)
+    columns = origins.unsqueeze(1).expand_as(state.same)
+    same_origin = state.same.gather(1, rows).gather(2, columns)
+    return same_origin & tokens.unsqueeze(-1).eq(tokens.unsqueeze(1))
 
 
 def _assignment(scores: Tensor, settings: BeamSettings) -> Tensor:
@@ -139,15 +156,3 @@ def _clipped(gradient: Tensor, norm: float) -> Tensor:
     """Scale each sentence's gradient down to a Euclidean norm of ``norm`` at most."""
     norms = gradient.flatten(1).norm(dim=-1)[:, None, None]
     return gradient * (norm / norms.clamp_min(norm))
-
-
-def _gold_in_last_slot(
-    weights: Tensor, held: Tensor, is_gold: Tensor
-) -> tuple[Tensor, Tensor]:
-    pruned = is_gold.any(-1) & ~is_gold.gather(1, held).any(-1)  # (B,)
-    last = torch.where(
-        pruned[:, None], is_gold.to(weights.dtype), weights[:, :, -1]
-    )  # (B, M)
-    column = torch.where(pruned, is_gold.int().argmax(-1), held[:, -1])
-    weights = torch.cat([weights[:, :, :-1], last.unsqueeze(-1)], dim=-1)
-    return weights, torch.cat([held[:, :-1], column.unsqueeze(-1)], dim=-1)

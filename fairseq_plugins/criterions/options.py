@@ -75,11 +75,11 @@ class SoftBeamSearchConfig(LabelSmoothedCrossEntropyCriterionConfig):
             "0 is four times the beam"
         },
     )
-    keep_gold: bool = field(
+    reset_to_gold: bool = field(
         default=False,
         metadata={
-            "help": "when gold would be pruned put it into the last slot and go on, "
-            "instead of ending the sentence's survival loss there"
+            "help": "when gold would be pruned start the beam anew from it, instead of "
+            "ending the sentence's survival loss there"
         },
     )
 

@@ -106,7 +106,7 @@ class SoftBeamSearchCriterion(LabelSmoothedCrossEntropyCriterion):
             survival_epsilon=self.cfg.survival_epsilon,
             mixing=str(self.cfg.mixing),
             selection_clip=self.cfg.selection_clip,
-            keep_gold=self.cfg.keep_gold,
+            reset_to_gold=self.cfg.reset_to_gold,
             pad_id=self.padding_idx,
             eos_id=self.task.target_dictionary.eos(),
         )
