@@ -11,7 +11,7 @@ log=$venv/setup.log
 fail() { echo "error: $*" >&2; exit 1; }
 
 command -v "$python" >/dev/null || fail "\`$python\` was not found; set PYTHON to a Python 3.10, 3.11 or 3.12."
-version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || fail "\`$python\` does not run; set PYTHON to a Python 3.10, 3.11 or 3.12."
 case $version in
   3.10 | 3.11 | 3.12) ;;
   *) fail "Python must be 3.10, 3.11 or 3.12, but \`$python\` is $version; set PYTHON to one of these." ;;
