@@ -12,19 +12,30 @@ __all__ = [
     "check_k",
     "effective_scores",
     "full_precision",
+    "k_per_row",
     "scale_by_epsilon",
 ]
 
 
-def check_k(k: int, num_candidates: int) -> None:
-    """Raise ``ValueError`` unless 1 <= ``k`` <= ``num_candidates``."""
+def check_k(k: int | Tensor, num_candidates: int) -> None:
+    """Raise ``ValueError`` unless 1 <= ``k`` <= ``num_candidates``.
+
+    A tensor is not looked into: that would wait for the device.
+    """
+    if isinstance(k, Tensor):
+        return
     if isinstance(k, bool) or not isinstance(k, int):
-        raise ValueError(f"`k` must be an integer, but is {k!r}.")
+        raise ValueError(f"`k` must be an integer or a tensor, but is {k!r}.")
     if not 1 <= k <= num_candidates:
         raise ValueError(
             f"`k` must be between 1 and {num_candidates} (the number of candidates), "
             f"but is {k}."
         )
+
+
+def k_per_row(k: Tensor, values: Tensor) -> Tensor:
+    """Return ``k`` as (rows, 1), in the dtype of ``values`` of shape (..., n)."""
+    return _per_row("k", k, values).reshape(-1, 1)
 
 
 def check_epsilon(epsilon: float) -> None:
@@ -83,18 +94,24 @@ def scale_by_epsilon(values: Tensor, epsilon: float | Tensor) -> tuple[Tensor, f
     if not isinstance(epsilon, Tensor):
         check_epsilon(epsilon)
         return values, float(epsilon)
-    try:
-        per_row = epsilon.to(values.dtype).expand(values.shape[:-1])
-    except RuntimeError:
-        raise ValueError(
-            "`epsilon` must be a number or broadcast to the leading shape of "
-            f"`scores`, {tuple(values.shape[:-1])}, but has shape "
-            f"{tuple(epsilon.shape)}."
-        ) from None
+    per_row = _per_row("epsilon", epsilon, values)
     per_row = torch.where(per_row > 0, per_row, math.nan).unsqueeze(-1)
     centre = values.detach().amax(-1, keepdim=True)
     centre = torch.where(centre.isfinite(), centre, 0)
-    return (values - centre) / per_row, 1.0
+    # -inf / epsilon would make NaN of the gradient of epsilon.
+    deleted = values == -math.inf
+    scaled = (values - centre).masked_fill(deleted, 0.0) / per_row
+    return scaled.masked_fill(deleted, -math.inf), 1.0
+
+
+def _per_row(name: str, value: Tensor, values: Tensor) -> Tensor:
+    try:
+        return value.to(values.dtype).expand(values.shape[:-1])
+    except RuntimeError:
+        raise ValueError(
+            f"`{name}` must be a number or broadcast to the leading shape of "
+            f"`scores`, {tuple(values.shape[:-1])}, but has shape {tuple(value.shape)}."
+        ) from None
 
 
 def full_precision(values: Tensor) -> AbstractContextManager[None]:

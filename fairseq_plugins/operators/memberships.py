@@ -9,21 +9,20 @@ Sinkhorn's iteration, and differentiates in closed form:
 """
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from .arguments import check_k, effective_scores, full_precision, scale_by_epsilon
-from .threshold import solve_threshold
+from .arguments import check_k, effective_scores, k_per_row, scale_by_epsilon
+from .largest import SHORT_ROW
+from .long_rows import long_memberships
+from .short_rows import memberships_and_logits
 
 __all__ = ["soft_topk", "soft_topk_logits"]
 
 
 def soft_topk(
     scores: Tensor,
-    k: int,
+    k: int | Tensor,
     *,
     epsilon: float | Tensor,
     mask: Tensor | None = None,
@@ -37,7 +36,9 @@ def soft_topk(
 
     Args:
         scores: shape (..., n), any floating dtype; the maths is in float32 or float64.
-        k: how many to select, 1 <= k <= n.
+        k: how many to select, 1 <= k <= n; or a tensor that broadcasts to shape (...),
+            differentiable and not necessarily whole. In a tensor, k <= 0 selects
+            nothing and k >= n all.
         epsilon: smoothing in the units of the scores: twice the temperature of the
             sigmoid. A number, or a tensor that broadcasts to shape (...).
         mask: True where valid, broadcastable to ``scores``.
@@ -49,13 +50,18 @@ def soft_topk(
     Raises:
         ValueError: an argument is out of its range.
     """
-    memberships, _ = _solve(scores, k, epsilon, mask, largest)
-    return memberships.to(scores.dtype)
+    rows, k, epsilon = _rows(scores, k, epsilon, mask, largest)
+    is_short = rows.size(-1) < SHORT_ROW or torch.compiler.is_compiling()
+    if is_short or isinstance(k, Tensor):
+        memberships, _ = memberships_and_logits(rows, k, epsilon / 2)
+    else:
+        memberships = long_memberships(rows, k, epsilon / 2)
+    return _like(scores, memberships)
 
 
 def soft_topk_logits(
     scores: Tensor,
-    k: int,
+    k: int | Tensor,
     *,
     epsilon: float | Tensor,
     mask: Tensor | None = None,
@@ -70,72 +76,31 @@ def soft_topk_logits(
     Returns:
         logits, shape (..., n), dtype of ``scores``.
     """
-    _, logits = _solve(scores, k, epsilon, mask, largest)
-    return logits.to(scores.dtype)
+    rows, k, epsilon = _rows(scores, k, epsilon, mask, largest)
+    _, logits = memberships_and_logits(rows, k, epsilon / 2)
+    return _like(scores, logits)
 
 
-def _solve(
+def _rows(
     scores: Tensor,
-    k: int,
+    k: int | Tensor,
     epsilon: float | Tensor,
     mask: Tensor | None,
     largest: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, int | Tensor, float]:
+    """Check the arguments; return scores to maximise, (rows, n), k and epsilon."""
     values = effective_scores(scores, mask, largest)
     check_k(k, values.size(-1))
+    if isinstance(k, Tensor):
+        k = k_per_row(k, values)
     values, epsilon = scale_by_epsilon(values, epsilon)
-    rows = values if values.dim() == 2 else values.reshape(-1, values.size(-1))
-    memberships, logits = _SoftTopK.apply(rows, k, epsilon / 2)
-    if values.dim() == 2:
-        return memberships, logits
-    return memberships.view(scores.shape), logits.view(scores.shape)
+    if values.dim() != 2:
+        values = values.reshape(-1, values.size(-1))
+    return values, k, epsilon
 
 
-class _SoftTopK(torch.autograd.Function):
-    """Memberships and logits of (rows, n) scores; the backward is differentiable."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, scores: Tensor, k: int, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.temperature = temperature
-        if k < scores.size(-1):
-            with full_precision(scores):
-                centre, offset = solve_threshold(scores, k, temperature)
-            logits = torch.add(-offset, scores - centre, alpha=1 / temperature)
-        else:
-            lowest = torch.finfo(scores.dtype).min
-            offset = torch.full_like(scores[:, :1], lowest)
-            logits = scores - offset
-        memberships = logits.sigmoid()
-        ctx.save_for_backward(logits, memberships, offset)
-        return memberships, logits
-
-    @staticmethod
-    def backward(
-        ctx: Any, grad_memberships: Tensor | None, grad_logits: Tensor | None
-    ) -> tuple[Tensor | None, None, None]:
-        logits, memberships, offset = ctx.saved_tensors
-        grad = None
-        if grad_memberships is not None:
-            grad = _through_memberships(grad_memberships, logits, memberships)
-        if grad_logits is not None:
-            along = _through_logits(grad_logits, logits, offset)
-            grad = along if grad is None else grad + along
-        return None if grad is None else grad / ctx.temperature, None, None
-
-
-def _through_memberships(grad: Tensor, logits: Tensor, memberships: Tensor) -> Tensor:
-    density = memberships * (-logits).sigmoid()
-    weighted = density * grad
-    total = density.sum(-1, keepdim=True).clamp_min(torch.finfo(grad.dtype).tiny)
-    mean = weighted.sum(-1, keepdim=True) / total
-    return torch.addcmul(weighted, density, mean, value=-1)
-
-
-def _through_logits(grad: Tensor, logits: Tensor, offset: Tensor) -> Tensor:
-    weights = torch.softmax(logsigmoid(logits) + logsigmoid(-logits), -1)
-    along = torch.addcmul(grad, weights, grad.sum(-1, keepdim=True), value=-1)
-    # A saturated row has no threshold to move.
-    return along.masked_fill(offset == torch.finfo(offset.dtype).min, 0.0)
+def _like(scores: Tensor, rows: Tensor) -> Tensor:
+    # A view, even of the same shape, would be one more step of the backward pass.
+    if scores.dim() != 2:
+        rows = rows.view(scores.shape)
+    return rows.to(scores.dtype)

@@ -21,12 +21,21 @@ import math
 import torch
 from torch import Tensor
 
-from .threshold import hard_gap, is_settled
+from .largest import largest
+from .threshold import hard_gap, known_maximum
 
-__all__ = ["covariance", "plan_from", "shares", "solve_rank_thresholds"]
+__all__ = [
+    "add_from_left_",
+    "add_from_right_",
+    "covariance",
+    "plan_from",
+    "shares",
+    "solve_rank_thresholds",
+]
 
+GPU_CHECKS = (5, 8, 11)  # the steps after which a GPU is asked
 MAX_STEPS = 16  # the worst of 12,000 adversarial float64 rows took 8
-UNCHECKED_STEPS = 2
+LOG2_E = math.log2(math.e)
 
 
 def solve_rank_thresholds(
@@ -40,12 +49,10 @@ def solve_rank_thresholds(
             m-th takes all that is left: their offsets are a huge negative number.
         temperature: T = epsilon / 2, in score units.
     """
-    best, index = scores.topk(min(k + 1, scores.size(-1)))
-    rest = scores.scatter(-1, index[:, :k], -math.inf).t()
-    best = best.t().contiguous()
-    if best.size(0) == k:
-        best = torch.cat([best, torch.full_like(best[:1], -math.inf)])
-    top, following = best[:-1], best[1:]
+    best, index = largest(scores, k)
+    rest = scores.scatter(-1, index, -math.inf).t().contiguous()
+    top = best.t().contiguous()
+    following = torch.cat([top[1:], rest.amax(0, keepdim=True)])
     is_open = following > -math.inf
     centre = top.masked_fill(~is_open, 0.0)
     following = following.masked_fill(~is_open, 0.0)
@@ -54,10 +61,12 @@ def solve_rank_thresholds(
 
     rank = torch.arange(k, device=scores.device)
     is_top = (rank <= rank.unsqueeze(-1)).unsqueeze(-1)  # (k, k, 1): rank, candidate
-    # Candidates below a wide gap are moved up, for the rank of that gap alone.
-    below = following + narrowed * temperature
-    inner = top - torch.where(is_top, centre.unsqueeze(1), below.unsqueeze(1))
-    steps = torch.cat([inner, rest - below.unsqueeze(1)], 1) / temperature
+    # Candidates below a wide gap are moved up, for the rank of that gap alone. They are
+    # measured from the best of them: that difference is exact where it matters.
+    inner = top - torch.where(is_top, centre.unsqueeze(1), following.unsqueeze(1))
+    steps = torch.cat([inner, rest - following.unsqueeze(1)], 1) / temperature
+    steps[:, :k] -= narrowed.unsqueeze(1) * ~is_top
+    steps[:, k:] -= narrowed.unsqueeze(1)
     lowest = -math.sqrt(torch.finfo(scores.dtype).max)  # sums of k stay finite
     start = (narrowed / -2).masked_fill(~is_open, lowest)
     offset = _newton(steps, is_top, is_open, start)
@@ -67,12 +76,10 @@ def solve_rank_thresholds(
 def plan_from(steps: Tensor) -> Tensor:
     """Return the plan, (k + 1, n, rows), whose neighbouring logits differ by ``steps``.
 
-    The logit of rank j is the sum of ``steps`` from j on, up to a constant per
-    candidate. Summing negative steps from the right and positive ones from the left
-    puts the zero at the candidate's own rank, so that rounding does not grow with k.
+    Not differentiable, as are the thresholds that go in.
     """
-    weights = _weights_from(steps)
-    return weights / weights.sum(0)
+    weights = _weights_from(steps, 1.0)
+    return weights.div_(weights.sum(0))
 
 
 def shares(weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,55 +88,64 @@ def shares(weights: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         weights: the plan, or any multiple of it per candidate, (k + 1, n, rows).
     """
-    total = weights.sum(0)
-    within = running_sum(weights[:-1]) / total
-    beyond = running_sum(weights[1:].flip(0)).flip(0) / total
+    scale = weights.sum(0).reciprocal()
+    within = add_from_left_(weights[:-1].clone()).mul_(scale)
+    beyond = add_from_right_(weights[1:].clone()).mul_(scale)
     return within, beyond
 
 
 def covariance(within: Tensor, beyond: Tensor) -> Tensor:
     """Return ``sum over candidates of cov(Q_l, Q_m) = Q_min R_max``, (k, k, rows)."""
-    rows = []
-    for rank in range(within.size(0)):
-        rows.append((beyond[rank] * within[: rank + 1]).sum(1))
-    lower = torch.stack([_padded(row, within.size(0)) for row in rows])
-    strictly = torch.ones_like(lower[..., 0]).tril(-1).unsqueeze(-1)
-    return lower + (lower * strictly).transpose(0, 1)
+    products = torch.stack([(later * within).sum(1) for later in beyond])
+    k = products.size(0)
+    is_lower = torch.ones(k, k, dtype=torch.bool, device=products.device).tril()
+    return torch.where(is_lower.unsqueeze(-1), products, products.transpose(0, 1))
 
 
-def running_sum(values: Tensor) -> Tensor:
-    """Return the cumulative sum over the first dimension, by whole slices if few."""
-    if values.size(0) > 16:
-        return values.cumsum(0)
-    sums = list(values.unbind(0))
-    for rank in range(1, len(sums)):
-        sums[rank] = sums[rank - 1] + sums[rank]
-    return torch.stack(sums)
+def add_from_left_(values: Tensor) -> Tensor:
+    """Cumulate in place over the first dimension, slice by slice (k is small)."""
+    for rank in range(1, values.size(0)):
+        values[rank].add_(values[rank - 1])
+    return values
 
 
-def _weights_from(steps: Tensor) -> Tensor:
-    scaled = steps * (1 / math.log(2))  # 2 ** x is several times faster than e ** x
-    zero = torch.zeros_like(steps[:1])
-    left = running_sum(scaled.clamp_max(0.0).flip(0)).flip(0)
-    right = running_sum(scaled.clamp_min(0.0))
-    return torch.exp2(torch.cat([left, zero]) - torch.cat([zero, right]))
+def add_from_right_(values: Tensor) -> Tensor:
+    """Cumulate in place over the first dimension, from its end."""
+    for rank in range(values.size(0) - 2, -1, -1):
+        values[rank].add_(values[rank + 1])
+    return values
 
 
-def _padded(row: Tensor, size: int) -> Tensor:
-    return torch.nn.functional.pad(row, (0, 0, 0, size - row.size(0)))
+def _weights_from(steps: Tensor, share_of_range: float) -> Tensor:
+    """Return weights proportional to the plan, (k + 1, n, rows).
+
+    The logit of rank j is the sum of ``steps`` from j on, up to a constant per
+    candidate. Summing negative steps from the right and positive ones from the left
+    puts the zero at the candidate's own rank, so that rounding does not grow with k.
+
+    Args:
+        share_of_range: 1 keeps all normal numbers, 1 / 2 those whose products are
+            normal too; arithmetic on denormal numbers takes ten times longer.
+    """
+    scaled = steps * LOG2_E  # 2 ** x is several times faster than e ** x
+    logits = steps.new_zeros(steps.size(0) + 1, *steps.shape[1:])
+    add_from_right_(torch.clamp(scaled, max=0.0, out=logits[:-1]))
+    logits[1:].sub_(add_from_left_(scaled.clamp_(min=0.0)))
+    lowest = share_of_range * math.log2(torch.finfo(logits.dtype).tiny)
+    return torch.threshold_(logits, lowest, -math.inf).exp2_()
 
 
 def _newton(steps: Tensor, is_top: Tensor, is_open: Tensor, offset: Tensor) -> Tensor:
-    small = 4 * torch.finfo(steps.dtype).eps ** (2 / 3)
     closed = torch.diag_embed((~is_open).t().to(steps.dtype))
-    jacobian = closed
+    jacobian, small = closed, torch.finfo(steps.dtype).eps ** (2 / 3) / 4
     for step in range(MAX_STEPS):
-        within, beyond = shares(_weights_from(steps - offset.unsqueeze(1)))
+        within, beyond = shares(_weights_from(steps - offset.unsqueeze(1), 0.5))
         sums = _misplaced(within, beyond, is_top)
         top_sum, rest_sum = (each.masked_fill(~is_open, 1.0) for each in sums)
         balance = (rest_sum / top_sum).log()
         # Once the balance is this small the previous Jacobian makes an exact last step.
-        settled = step >= UNCHECKED_STEPS and is_settled(balance.abs(), small)
+        error = known_maximum(balance.abs(), may_wait=step in GPU_CHECKS)
+        settled = step > 1 and error <= small
         if not settled:
             slopes = _jacobian(within, beyond, is_top, top_sum, rest_sum)
             jacobian = slopes.permute(2, 0, 1) + closed

@@ -12,20 +12,22 @@ import torch
 from torch import Tensor
 
 from .arguments import check_k, effective_scores, full_precision, scale_by_epsilon
+from .per_row import for_each_k
 from .rank_thresholds import (
+    add_from_left_,
+    add_from_right_,
     covariance,
     plan_from,
-    running_sum,
     shares,
     solve_rank_thresholds,
 )
 
-__all__ = ["sorted_soft_topk"]
+__all__ = ["SortedSoftTopKFunction", "sorted_soft_topk"]
 
 
 def sorted_soft_topk(
     scores: Tensor,
-    k: int,
+    k: int | Tensor,
     *,
     epsilon: float | Tensor,
     mask: Tensor | None = None,
@@ -33,18 +35,15 @@ def sorted_soft_topk(
 ) -> Tensor:
     """Return the assignment of candidates to ranks 1..k, best first.
 
-    Column l sums to 1 over the candidates, and a candidate's row sums to 1 at most: the
-    share that is missing is not selected. As ``epsilon`` tends to 0 column l becomes
-    the one-hot of the l-th best. A deleted entry (masked, or -inf) has a row of zeros.
-    In a row of scores with only m < k others, the first m columns sum to 1 and the
-    remaining ones are zero.
+    Columns sum to 1 over the candidates; what a candidate's row lacks of 1 is not
+    selected. As ``epsilon`` tends to 0 column l becomes the one-hot of the l-th best. A
+    deleted entry (masked, or -inf) has a row of zeros. With only m < k others, the
+    first m columns sum to 1 and the remaining ones are zero.
 
     Args:
-        scores: shape (..., n), any floating dtype; the maths is in float32 or float64.
-        k: how many ranks, 1 <= k <= n.
-        epsilon: smoothing in the units of the scores. A number, or a tensor that
-            broadcasts to shape (...).
-        mask: True where valid, broadcastable to ``scores``.
+        scores, epsilon, mask: as in `soft_topk`.
+        k: how many ranks, 1 <= k <= n; or a tensor of integers from 0 to n that
+            broadcasts to shape (...): columns after a row's own k are then zero.
         largest: False ranks the smallest first.
 
     Returns:
@@ -53,23 +52,28 @@ def sorted_soft_topk(
     Raises:
         ValueError: an argument is out of its range.
     """
+    if isinstance(k, Tensor):
+        return for_each_k(
+            sorted_soft_topk, scores, k, epsilon=epsilon, mask=mask, largest=largest
+        )
     values = effective_scores(scores, mask, largest)
     num_candidates = values.size(-1)
     check_k(k, num_candidates)
     values, epsilon = scale_by_epsilon(values, epsilon)
-    plan = _SortedSoftTopK.apply(values.reshape(-1, num_candidates), k, epsilon / 2)
+    rows = values.reshape(-1, num_candidates)
+    plan = SortedSoftTopKFunction.apply(rows, k, epsilon / 2)
     assignment = plan[:-1].permute(2, 1, 0).to(scores.dtype)
     return assignment.reshape(*scores.shape, k)
 
 
-class _SortedSoftTopK(torch.autograd.Function):
-    """The plan, (k + 1, n, rows), of (rows, n) scores; the backward is differentiable."""
+class SortedSoftTopKFunction(torch.autograd.Function):
+    """The plan, (k + 1, n, rows), of (rows, n) scores."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, k: int, temperature: float) -> Tensor:
         with full_precision(scores):
             centre, offset = solve_rank_thresholds(scores, k, temperature)
-        steps = (scores.t() - centre.unsqueeze(1)) / temperature
+        steps = (scores.t().contiguous() - centre.unsqueeze(1)) / temperature
         plan = plan_from(steps - offset.unsqueeze(1))
         ctx.save_for_backward(plan)
         ctx.temperature = temperature
@@ -79,13 +83,14 @@ class _SortedSoftTopK(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (plan,) = ctx.saved_tensors
         within, beyond = shares(plan)
+        grad = grad.contiguous()
         rise = grad[:-1] - grad[1:]  # per unit moved from rank l + 1 to rank l
         with full_precision(plan):
             pull = _covariance_product(within, beyond, rise).sum(1)
             shift = _solve_scaled(covariance(within, beyond), pull)
         # Scores move all ranks at once: sum the covariance over its first index.
-        later = running_sum(beyond.flip(0)).flip(0)
-        earlier = running_sum(within) - within
+        later = add_from_right_(beyond.clone())
+        earlier = add_from_left_(within.clone()) - within
         reach = within * later + beyond * earlier
         slope = (reach * (rise - shift.unsqueeze(1))).sum(0)
         return slope.t() / ctx.temperature, None, None
@@ -96,9 +101,9 @@ def _covariance_product(within: Tensor, beyond: Tensor, rise: Tensor) -> Tensor:
 
     ``cov(Q_l, Q_m) = Q_m R_l`` for m <= l, so the product takes two running sums.
     """
-    before = running_sum(within * rise)
+    before = add_from_left_(within * rise)
     after = beyond * rise
-    after = running_sum(after.flip(0)).flip(0) - after
+    after = add_from_right_(after.clone()) - after
     return beyond * before + within * after
 
 

@@ -18,46 +18,110 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Callable
 
 import torch
 from torch import Tensor
 
-__all__ = ["hard_gap", "is_settled", "solve_threshold"]
+from .largest import largest
+
+__all__ = [
+    "balance_by_side",
+    "flush_",
+    "hard_gap",
+    "is_settled",
+    "known_maximum",
+    "solve_threshold",
+    "solve_threshold_per_row",
+]
 
 MAX_STEPS = 8  # the worst of 12,000 adversarial float64 rows took 5
+GPU_CHECK = 4  # the one step after which a GPU is asked; most rows are done by then
 UNCHECKED_STEPS = 2  # fewer never suffice unless the row is hard already
-MAX_CACHED = 4096  # building the constants of a small problem takes as long as a step
+NEGLIGIBLE = 0.85  # of the exponent range: nothing counts there, nor is it denormal
+JOINT_LENGTH = 256  # longer rows: fewer passes matter more, and careful sums
 
 
-def solve_threshold(scores: Tensor, k: int, temperature: float) -> tuple[Tensor, ...]:
+def solve_threshold(
+    scores: Tensor, k: int, temperature: float
+) -> tuple[Tensor, Tensor]:
     """Solve ``sum sigmoid((s - centre) / temperature - offset) = k`` row by row.
 
     Args:
         scores: float32 or float64, shape (rows, n); -inf where deleted.
-        k: 1 <= k < n.
+        k: 1 <= k <= n.
         temperature: T = epsilon / 2, in score units.
 
     Returns:
         centre and offset, both (rows, 1). In rows with no more than k entries, whose
         memberships are all 1, the offset is the most negative finite number.
     """
-    top, index = scores.topk(k)
+    lowest = torch.finfo(scores.dtype).min
+    if k == scores.size(-1):
+        return torch.zeros_like(scores[:, :1]), torch.full_like(scores[:, :1], lowest)
+    top, index = largest(scores, k)
     rest = scores.scatter(-1, index, -math.inf)
     centre = top[:, -1:]
     best_rest = rest.amax(-1, keepdim=True)
     gap = (centre - best_rest) / temperature
-    limit = hard_gap(scores.dtype)
-    if is_settled(gap, limit):
-        offset = _newton(centre - top, rest - centre, temperature, gap / -2)
-        return centre, offset
+    limit, highest = hard_gap(scores.dtype), known_maximum(gap)
+    if highest <= limit:
+        return centre, _newton(centre - top, rest - centre, temperature, gap / -2)
+    if highest < math.inf:
+        return centre, _newton_narrowed(
+            centre - top, rest - best_rest, temperature, gap, limit
+        )
     saturated = best_rest == -math.inf
     centre = centre.masked_fill(saturated, 0.0)
-    gap, narrowed = gap.masked_fill(saturated, 0.0), gap.clamp_max(limit)
     best_rest = best_rest.masked_fill(saturated, 0.0)
-    below = rest - best_rest - narrowed * temperature
-    offset = _newton(centre - top, below, temperature, narrowed / -2)
+    gap = gap.masked_fill(saturated, 0.0)
+    offset = _newton_narrowed(centre - top, rest - best_rest, temperature, gap, limit)
+    return centre, offset.masked_fill(saturated, lowest)
+
+
+def _newton_narrowed(
+    above: Tensor, below_best: Tensor, temperature: float, gap: Tensor, limit: float
+) -> Tensor:
+    """Solve with wide gaps narrowed to ``limit``, measuring ``below`` from its best."""
+    narrowed = gap.clamp_max(limit)
+    below = below_best - narrowed * temperature
+    return _newton(above, below, temperature, narrowed / -2) + (narrowed - gap) / 2
+
+
+def solve_threshold_per_row(
+    scores: Tensor, k: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """As `solve_threshold`, for a ``k`` that differs by row and need not be whole.
+
+    A fraction of k splits one candidate: it counts in part as top, for the rest of it
+    as one of the others, and both facts about the slope stay true.
+
+    Args:
+        k: of the dtype of ``scores``, shape (rows, 1). Rows with k <= 0 select nothing,
+            with the largest finite number as offset.
+    """
+    ordered = scores.sort(-1, descending=True).values
+    num_valid = (scores > -math.inf).sum(-1, keepdim=True)
+    rank = torch.arange(scores.size(-1), dtype=scores.dtype, device=scores.device)
+    is_top = (k - rank).clamp(0.0, 1.0)
+    saturated, empty = num_valid <= k, k <= 0
+    ordinary = k.masked_fill(saturated | empty, 0.5)
+    centre = ordered.gather(-1, ordinary.ceil().long() - 1)
+    centre = centre.masked_fill(centre == -math.inf, 0.0)
+    best_rest = ordered.gather(-1, ordinary.floor().long())
+    best_rest = best_rest.masked_fill(best_rest == -math.inf, 0.0)
+    gap = (centre - best_rest) / temperature
+    narrowed = gap.clamp_max(hard_gap(scores.dtype))
+    # What has no part in a side is at -inf there, so that its distance cannot matter.
+    above = (centre - ordered).masked_fill(is_top == 0, -math.inf) / temperature
+    below = (ordered - best_rest).masked_fill(is_top == 1, -math.inf) / temperature
+    offset = balance_by_side(
+        above, below - narrowed, narrowed / -2, weights=(is_top, 1 - is_top)
+    )
     offset = offset + (narrowed - gap) / 2
-    return centre, offset.masked_fill(saturated, torch.finfo(scores.dtype).min)
+    limits = torch.finfo(scores.dtype)
+    offset = offset.masked_fill(saturated, limits.min)
+    return centre, offset.masked_fill(empty, limits.max)
 
 
 def hard_gap(dtype: torch.dtype) -> float:
@@ -70,54 +134,134 @@ def hard_gap(dtype: torch.dtype) -> float:
     return -2 * math.log(torch.finfo(dtype).eps)
 
 
-def is_settled(values: Tensor, bound: float) -> bool:
-    """Whether all ``values`` are known to be at most ``bound`` (NaN is not).
+def known_maximum(values: Tensor, *, may_wait: bool = False) -> float:
+    """Return the largest of ``values``, or NaN if any is or if it is not to be asked.
 
-    Asking makes a GPU wait for its queue and breaks a compiled graph, so there the
-    answer is no, and callers take the path that is right for any values.
+    Asking breaks a compiled graph and makes a GPU wait for its queue, which is done
+    where ``may_wait`` says that it pays. Comparisons with NaN are false: callers then
+    take the path that is right for any values.
     """
-    if values.is_cuda or torch.compiler.is_compiling() or not values.numel():
-        return False
-    return float(values.max()) <= bound
+    must_wait = values.is_cuda and not may_wait
+    if must_wait or torch.compiler.is_compiling() or not values.numel():
+        return math.nan
+    return float(values.max())
 
 
 def _newton(above: Tensor, below: Tensor, temperature: float, offset: Tensor) -> Tensor:
     """Balance ``sum sigmoid(above + offset)`` and ``sum sigmoid(below - offset)``.
 
-    Rows are laid out last: sums over candidates are then sums of whole vectors.
+    Args:
+        above, below: in score units, (rows, k) and (rows, n).
+        offset: where to start, (rows, 1).
     """
+    if below.is_cuda or below.size(-1) > JOINT_LENGTH:
+        above, below = above / temperature, below.mul_(1 / temperature)
+        return balance_by_side(above, below, offset)
     joint = torch.cat([above, below], -1).t().contiguous().mul_(1 / temperature)
+    joint.clamp_(min=NEGLIGIBLE * math.log(torch.finfo(joint.dtype).tiny))
+    return _newton_jointly(joint, above.size(-1), offset.t()).t()
+
+
+def _newton_jointly(joint: Tensor, num_top: int, offset: Tensor) -> Tensor:
+    """Newton with few operations, for small rows: (k + n, rows), offset (1, rows).
+
+    Candidates come first, so that a sum over them adds whole vectors.
+    """
     sides, sign, difference, both = _constants(
-        above.size(-1), below.size(-1), above.dtype, above.device
+        num_top, joint.size(0), joint.dtype, joint.device
     )
-    offset = slope = offset.t()
-    # Once the balance is this small the previous slope makes an exact last step.
-    small = 4 * torch.finfo(above.dtype).eps ** (2 / 3)
+    slope = previous = offset
     for step in range(MAX_STEPS):
         misplaced = torch.addcmul(joint, sign, offset).sigmoid_()
         sums = sides @ misplaced
         balance = difference @ sums.log()
-        if step >= UNCHECKED_STEPS and is_settled(balance.abs(), small):
-            return (offset - balance / slope).t()
-        spread = sides @ torch.addcmul(misplaced, misplaced, misplaced, value=-1)
+        if is_settled(step, balance, previous):
+            return offset - balance / slope
+        spread = sides @ (1 - misplaced).mul_(misplaced)  # squares would be denormal
         slope = both @ (spread / sums)
-        offset = offset - balance / slope
-    return offset.t()
+        offset, previous = offset - balance / slope, balance
+    return offset
+
+
+def balance_by_side(
+    above: Tensor,
+    below: Tensor,
+    offset: Tensor,
+    tail: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    weights: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> Tensor:
+    """Newton with few passes over memory, for long rows: (rows, k) and (rows, n).
+
+    Args:
+        above, below: in temperatures; see `_newton`.
+        tail: what further candidates add to the sum over ``below`` and to its
+            derivative, as a function of the offset.
+        weights: how often each entry of ``above`` and ``below`` counts; once if None.
+    """
+    slope = previous = offset
+    buffer = torch.empty_like(below)
+    for step in range(MAX_STEPS):
+        top_sum, top_spread = _sum_and_spread(
+            torch.sigmoid(above + offset), weights[0]
+        )
+        misplaced = torch.sub(below, offset, out=buffer).sigmoid_()
+        rest_sum, rest_spread = _sum_and_spread(misplaced, weights[1])
+        if tail is not None:
+            tail_sum, tail_spread = tail(offset)
+            rest_sum, rest_spread = rest_sum + tail_sum, rest_spread + tail_spread
+        balance = (top_sum / rest_sum).log()
+        if is_settled(step, balance, previous):
+            return offset - balance / slope
+        slope = top_spread / top_sum + rest_spread / rest_sum
+        offset, previous = offset - balance / slope, balance
+    return offset
+
+
+def _sum_and_spread(
+    misplaced: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if weight is not None:
+        spread = (misplaced * (1 - misplaced) * weight).sum(-1, keepdim=True)
+        return (misplaced * weight).sum(-1, keepdim=True), spread
+    total = misplaced.sum(-1, keepdim=True)
+    norm = torch.linalg.vector_norm(misplaced, dim=-1, keepdim=True)
+    return total, total - norm.square()
+
+
+def flush_(logits: Tensor) -> Tensor:
+    """Replace logits of memberships below the normal range by -inf, in place.
+
+    Arithmetic on denormal numbers takes ten times longer.
+    """
+    return torch.threshold_(logits, math.log(torch.finfo(logits.dtype).tiny), -math.inf)
+
+
+def is_settled(step: int, balance: Tensor, previous: Tensor) -> bool:
+    """Whether a last step with the slope of the step before is exact to rounding.
+
+    That slope is wrong by about ``previous`` in proportion, so the step leaves an error
+    of about the product; 64 rounding units of it move no membership by 1e-6 in float32.
+    """
+    if step < UNCHECKED_STEPS:
+        return False
+    error = (balance * previous).abs()
+    largest_error = known_maximum(error, may_wait=step == GPU_CHECK)
+    return largest_error <= 64 * torch.finfo(balance.dtype).eps
 
 
 def _constants(
-    num_top: int, num_rest: int, dtype: torch.dtype, device: torch.device
+    num_top: int, num_both: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, ...]:
     """Return the matrices that sum the two sides, their signs, and log U - log V."""
-    if torch.compiler.is_compiling() or num_rest > MAX_CACHED:
-        return _make_constants(num_top, num_rest, dtype, device)
-    return _cached_constants(num_top, num_rest, dtype, device)
+    if torch.compiler.is_compiling():  # a cached tensor would leak out of the trace
+        return _make_constants(num_top, num_both, dtype, device)
+    return _cached_constants(num_top, num_both, dtype, device)
 
 
 def _make_constants(
-    num_top: int, num_rest: int, dtype: torch.dtype, device: torch.device
+    num_top: int, num_both: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, ...]:
-    sides = torch.zeros(2, num_top + num_rest, dtype=dtype, device=device)
+    sides = torch.zeros(2, num_both, dtype=dtype, device=device)
     sides[0, :num_top] = 1
     sides[1, num_top:] = 1
     sign = (sides[0] - sides[1]).unsqueeze(-1)

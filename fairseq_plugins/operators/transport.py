@@ -7,6 +7,7 @@ small, and only tests and benchmarks use it.
 """
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -33,28 +34,28 @@ def sinkhorn(
     capacities: Tensor,
     *,
     epsilon: float,
+    mask: Tensor | None = None,
     tolerance: float = 1e-12,
     max_iterations: int = 100_000,
 ) -> SinkhornResult:
     """Transport each score, mass 1, to ``anchors`` that take ``capacities`` in all.
 
-    The cost is ``(score - anchor) ** 2``, so the lowest anchor takes the smallest
-    scores. Autograd through the iteration works but keeps all of it in memory.
+    The cost is ``(score - anchor) ** 2``: the lowest anchor takes the smallest scores.
 
     Args:
         scores: finite, float32 or float64, shape (..., n).
         anchors: positions of the targets, shape (m,).
         capacities: positive, shape (m,), sum n.
         epsilon: entropic regularisation, in squared score units.
-        tolerance: stop when every row sum is this close to 1.
-        max_iterations: stop anyway; ``residual`` then tells how far it is.
+        mask: shape (..., n); where False all mass goes to the last anchor.
+        tolerance, max_iterations: stop when every row sum is so close to 1, or anyway.
 
     Raises:
         ValueError: ``epsilon`` is not positive, or shapes or masses do not fit.
     """
     check_epsilon(epsilon)
     _check_masses(scores, anchors, capacities)
-    log_kernel = -(scores.unsqueeze(-1) - anchors).square() / epsilon
+    log_kernel = _log_kernel(scores, anchors, epsilon, mask)
     log_capacities = capacities.to(scores.dtype).log()
     column = torch.zeros_like(log_kernel[..., :1, :])
     for iteration in range(1, max_iterations + 1):
@@ -67,6 +68,19 @@ def sinkhorn(
         if bool((residual <= tolerance).all()):
             break
     return SinkhornResult(plan, residual, iteration)
+
+
+def _log_kernel(
+    scores: Tensor, anchors: Tensor, epsilon: float, mask: Tensor | None
+) -> Tensor:
+    log_kernel = -(scores.unsqueeze(-1) - anchors).square() / epsilon
+    if mask is None:
+        return log_kernel
+    before_last = torch.arange(anchors.numel(), 0, -1, device=scores.device) > 1
+    deleted = ~mask.unsqueeze(-1)
+    return log_kernel.masked_fill(deleted, 0.0).masked_fill(
+        deleted & before_last, -math.inf
+    )
 
 
 def _check_masses(scores: Tensor, anchors: Tensor, capacities: Tensor) -> None:

@@ -1,0 +1,148 @@
+"""The sorted operators behind one interface."""
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fairseq_plugins.operators import (
+    SORTED_OPERATORS,
+    get_sorted_operator,
+    hard_topk,
+    nested_soft_topk,
+    sinkhorn_topk,
+    soft_topk,
+    softsort_topk,
+    sorted_soft_topk,
+)
+
+EXACT = ("ot", "nested", "softsort", "hard")
+
+
+@pytest.fixture
+def rng():
+    return torch.Generator().manual_seed(23)
+
+
+@pytest.mark.parametrize("name", SORTED_OPERATORS)
+def test_columns_sum_to_one_and_best_comes_first(name, rng):
+    scores = torch.randn(2, 3, 9, generator=rng, dtype=torch.float64)
+    assignment = get_sorted_operator(name)(scores, 4, epsilon=0.5)
+    assert assignment.shape == (2, 3, 9, 4) and assignment.dtype == scores.dtype
+    torch.testing.assert_close(assignment.sum(-2), torch.ones(2, 3, 4).double())
+    assert (assignment >= 0).all()
+    assert torch.equal(assignment[..., 0].argmax(-1), scores.argmax(-1))
+
+
+@pytest.mark.parametrize("name", ["ot", "nested", "sinkhorn", "hard"])
+def test_a_candidate_is_used_once_at_most(name, rng):
+    scores = torch.randn(4, 9, generator=rng, dtype=torch.float64)
+    assignment = get_sorted_operator(name)(scores, 4, epsilon=1.0)
+    assert (assignment.sum(-1) <= 1 + 1e-8).all()
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_hard_limit_is_the_hard_operator(name, rng):
+    scores = torch.randn(8, 9, generator=rng)
+    limit = get_sorted_operator(name)(scores, 3, epsilon=1e-6, largest=False)
+    torch.testing.assert_close(limit, hard_topk(scores, 3, largest=False))
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_a_mask_deletes_and_short_rows_leave_ranks_empty(name, rng):
+    operator = get_sorted_operator(name)
+    scores = torch.randn(3, 6, generator=rng)
+    scores.requires_grad_(name != "hard")
+    mask = torch.tensor([[1, 0, 1, 1, 0, 1], [0, 0, 1, 1, 0, 0], [0] * 6]).bool()
+    assignment = operator(scores, 3, epsilon=0.5, mask=mask)
+    short = operator(scores[0, mask[0]], 3, epsilon=0.5)
+    torch.testing.assert_close(assignment[0, mask[0]], short)
+    assert (assignment[~mask] == 0).all()
+    expected = torch.tensor([[1, 1, 1], [1, 1, 0], [0, 0, 0]]).float()
+    torch.testing.assert_close(assignment.sum(1), expected)
+    if name != "hard":
+        assignment.square().sum().backward()
+        assert scores.grad.isfinite().all() and (scores.grad[~mask] == 0).all()
+
+
+def test_published_sinkhorn_honours_a_mask(rng):
+    scores = torch.randn(1, 6, generator=rng, dtype=torch.float64)
+    mask = torch.tensor([[1, 0, 1, 1, 0, 1]]).bool()
+    masked = sinkhorn_topk(scores, 2, epsilon=2.0, mask=mask)
+    exact = sorted_soft_topk(scores, 2, epsilon=2.0, mask=mask)
+    torch.testing.assert_close(masked, exact, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", SORTED_OPERATORS)
+def test_number_of_ranks_may_differ_by_row(name, rng):
+    operator = get_sorted_operator(name)
+    scores = torch.randn(4, 7, generator=rng, dtype=torch.float64)
+    k = torch.tensor([2, 0, 4, 2])
+    together = operator(scores, k, epsilon=1.0)
+    assert together.shape == (4, 7, 4)
+    for row, size in enumerate(k.tolist()):
+        assert (together[row, :, size:] == 0).all()
+        if size:
+            alone = operator(scores[row], size, epsilon=1.0)
+            torch.testing.assert_close(together[row, :, :size], alone)
+
+
+def test_number_of_ranks_per_row_is_checked():
+    scores = torch.zeros(2, 4)
+    with pytest.raises(ValueError, match="`k` must be between 1 and 4 .* but is 9"):
+        sorted_soft_topk(scores, torch.tensor([2, 9]), epsilon=1.0)
+    with pytest.raises(ValueError, match="`k` must hold integers"):
+        sorted_soft_topk(scores, torch.tensor([2.0, 1.0]), epsilon=1.0)
+
+
+def test_gradient_with_ranks_masks_and_epsilons_per_row(rng):
+    scores = torch.randn(3, 5, generator=rng, dtype=torch.float64, requires_grad=True)
+    epsilon = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    k, mask = torch.tensor([2, 1, 3]), torch.tensor([True, True, True, False, True])
+    for name in ("ot", "nested", "softsort"):
+        operator = get_sorted_operator(name)
+        assert torch.autograd.gradcheck(
+            lambda s, e: operator(s, k, epsilon=e, mask=mask), (scores, epsilon)
+        )
+
+
+def test_nested_ranks_add_up_to_memberships(rng):
+    scores = torch.randn(4, 9, generator=rng, dtype=torch.float64)
+    nested = nested_soft_topk(scores, 3, epsilon=0.4)
+    torch.testing.assert_close(nested.sum(-1), soft_topk(scores, 3, epsilon=0.4))
+    first = soft_topk(scores, 1, epsilon=0.4)
+    torch.testing.assert_close(nested[..., 0], first)
+
+
+def test_softsort_is_its_formula():
+    scores = torch.tensor([0.3, 2.0, 1.1])
+    expected = torch.softmax(-(2.0 - scores).abs() / 0.5, 0)
+    torch.testing.assert_close(softsort_topk(scores, 2, epsilon=1.0)[:, 0], expected)
+
+
+def test_nan_spoils_its_row_only():
+    scores = torch.randn(2, 5)
+    scores[0, 1] = math.nan
+    for name in ("ot", "nested", "softsort"):
+        assignment = get_sorted_operator(name)(scores, 2, epsilon=0.5)
+        assert assignment[0].isnan().any() and assignment[1].isfinite().all()
+
+
+def test_unknown_operator_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="one of ot, nested, .* but is 'sofsort'"):
+        get_sorted_operator("sofsort")
+
+
+def test_published_sinkhorn_takes_one_epsilon():
+    with pytest.raises(ValueError, match="`epsilon` must be a number"):
+        sinkhorn_topk(torch.zeros(2, 4), 2, epsilon=torch.ones(2))
+
+
+def test_operators_do_not_import_fairseq():
+    code = "import sys, fairseq_plugins.operators; print('fairseq' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.stdout.strip() == "False", answer.stderr
