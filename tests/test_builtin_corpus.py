@@ -200,6 +200,23 @@ def test_a_greeting_settles_the_register() -> None:
             assert not re.search(r"\b(?<!-)(vous|votre|vos|veuillez)\b", french), french
 
 
+def test_the_readme_counts_the_files_as_they_are() -> None:
+    readme = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    for split, count in COUNTS.items():
+        texts = (" ".join(lines(split, side)) for side in LANGUAGES)
+        english, french = (len(text.split()) for text in texts)
+        row = f"| `{split}.en`, `{split}.fr` | {count:,} | {english:,} | {french:,} |"
+        assert row in readme
+
+
+def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    result = make("--out", tmp_path / "out")
+    assert result.returncode == 2
+    assert "`--out` must be a folder" in result.stderr
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_what_ships_stays_small() -> None:
     assert sum((CORPUS / name).stat().st_size for name in FILES) < 2_000_000
 

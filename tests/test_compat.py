@@ -24,6 +24,9 @@ TRAIN = (
 )  # fmt: skip
 
 
+BEAM_TRAINING = ("--criterion", "soft_beam_search", "--beam", 3, "--mixing", "soft")
+
+
 @pytest.fixture(scope="module")
 def trained(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint after two updates, with ``--eval-bleu`` meters inside."""
@@ -128,7 +131,7 @@ def test_bf16_needs_the_mend_and_trains_and_resumes_with_it(tiny_data, tmp_path)
     assert unmended.returncode != 0
     assert "xla" in unmended.stderr
     for updates in (2, 4):
-        result = train(updates, *USER_DIR)
+        result = train(updates, *USER_DIR, *BEAM_TRAINING)
         assert result.returncode == 0, result.stderr
     assert "@ 2 updates" in result.stdout
 
@@ -153,7 +156,7 @@ def test_torchrun_on_cpu_needs_the_mend_and_trains_with_it(tiny_data, tmp_path):
     assert unmended.returncode != 0
     assert "ZeroDivisionError" in unmended.stderr
     # Without being told the number of processes unmended fairseq trains two models.
-    result = train(*USER_DIR)
+    result = train(*USER_DIR, *BEAM_TRAINING)
     assert result.returncode == 0, result.stderr
     assert "training on 2 devices" in result.stdout
 

@@ -44,6 +44,8 @@ def main() -> None:
         "--any-babel", action="store_true", help="accept another Babel (other bytes)"
     )
     options = parser.parse_args()
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"`--out` must be a folder, but `{options.out}` is a file.")
     check_babel(any_version=options.any_babel)
     write_corpus(options.out, make_corpus(options.seed))
 

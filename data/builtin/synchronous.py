@@ -34,7 +34,7 @@ T = TypeVar("T")
 _SLOT = re.compile(r"\{(\w+(?::\w)?)(?:\.(\w+)|@(\w+(?::\w)?))?\}")
 _REGISTER = re.compile(r"<([^|<>]*)\|([^|<>]*)>")
 _WEIGHT = re.compile(r"(\d+)\* ")
-# Of sentences that do not show it, the share that says "vous".
+# The share of "vous" where English leaves the register open.
 _FORMAL = 0.65
 
 
@@ -62,7 +62,8 @@ class Dice:
 
     def pick_skewed(self, choices: Sequence[T]) -> T:
         """Return one of the choices, the first ones most often, as words are used."""
-        return choices[int(len(choices) * self._random() ** 2)]
+        draw = self._random()
+        return choices[int(len(choices) * draw * draw)]
 
     def shuffled(self, items: Sequence[T]) -> list[T]:
         """Return the items in random order."""

@@ -17,15 +17,8 @@ __all__ = ["Vocabulary"]
 
 T = TypeVar("T")
 _ONE_IN = 6  # one name in so many is kept out of train
-_LONG_ONLY = (
-    "duration",
-    "minutes",
-    "nights",
-    "short_time",
-    "spell",
-    "stay",
-    "years",
-)  # never "2 mths"
+# Spans of time are written out: running text has no "2 mths".
+_LONG_ONLY = "duration minutes nights short_time spell stay wait years".split()
 
 
 @dataclass(frozen=True)
