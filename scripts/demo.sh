@@ -7,6 +7,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/environment.sh
 python=$venv/bin/python
+# These models are small: a second thread gains little on idle cores, and waiting for it
+# costs a lot on busy ones.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 echo "== 1/5 prepare the built-in corpus"
 $python scripts/prepare.py builtin-en-fr
