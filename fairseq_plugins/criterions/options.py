@@ -20,7 +20,7 @@ class SoftBeamSearchConfig(LabelSmoothedCrossEntropyCriterionConfig):
     """The criterion's options; README.md has a table with the paper's values."""
 
     rho: float = field(
-        default=0.5,
+        default=0.3,
         metadata={
             "help": "share of the cross entropy; the beam loss has the share 1 - rho, "
             "and 1 is exactly label_smoothed_cross_entropy (paper: 0.8)"
@@ -50,7 +50,7 @@ class SoftBeamSearchConfig(LabelSmoothedCrossEntropyCriterionConfig):
         },
     )
     epsilon: float = field(
-        default=0.1,
+        default=2.0,
         metadata={
             "help": "smoothing of the selection in nats of log-probability, at the "
             "first update; a logistic temperature of epsilon / 2 (paper: 0.1)"
