@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job: does training for the beam pay? On the corpus that comes with the
 # project: cross entropy, then as many more updates of (a) cross entropy, the control,
-# and (b) SOFT beam training; all three evaluated at beam 1 and 5. About ten minutes on
+# and (b) SOFT beam training; all three evaluated at beam 1 and 5. About nine minutes on
 # two cores. Started again after an interruption it goes on where it was.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
