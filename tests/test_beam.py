@@ -120,10 +120,7 @@ def test_hard_rollout_is_a_plain_beam_search_over_token_lists(
     order = collate(sentences)["id"].tolist()
     model.eval()
     with torch.no_grad():
-        plain = [
-            plain_beam(model, sentences[i], collate, settings)
-            for i in order
-        ]  # fmt: skip
+        plain = [plain_beam(model, sentences[i], collate, settings) for i in order]
     for name in ("slot-ce", "survival"):
         expected = torch.tensor([sentence[name] for sentence in plain])
         torch.testing.assert_close(
