@@ -21,44 +21,52 @@ def settings(task: Any) -> Any:
     return BeamSettings(
         beam_size=BEAM,
         pool_size=vocabulary - 2,
+        max_len=50,
+        min_len=0,
         epsilon=0.1,
-        survival_epsilon=2.0,
-        mixing="hard",
-        selection_clip=0.0,
-        reset_to_gold=False,
         pad_id=task.target_dictionary.pad(),
         eos_id=task.target_dictionary.eos(),
     )
 
 
-def run(model: Any, sample: Any, settings: Any, losses: tuple[str, ...]) -> Any:
-    from fairseq_plugins.beam.decoder import IncrementalDecoder, without_dropout
-    from fairseq_plugins.beam.rollout import rollout
+@dataclasses.dataclass
+class Result:
+    losses: dict[str, torch.Tensor]
+    gold_in_beam: torch.Tensor
 
-    net_input, target = sample["net_input"], sample["target"]
+
+def run(model: Any, sample: Any, settings: Any) -> Result:
+    """Search along gold with gradients through the steps; see the rollout engine."""
+    from fairseq_plugins.beam.decoder import without_dropout
+    from fairseq_plugins.beam.engines import search
+    from fairseq_plugins.beam.losses import slot_ce, survival
+    from fairseq_plugins.beam.two_pass import Wanted
+
+    net_input = sample["net_input"]
     encoder_out = model.encoder(net_input["src_tokens"], net_input["src_lengths"])
-    decoder = IncrementalDecoder(
-        model, encoder_out, batch_size=len(target), beam_size=settings.beam_size
-    )
     with without_dropout(model.decoder):
-        return rollout(
-            decoder, net_input["prev_output_tokens"][:, 0], target,
-            settings=settings, losses=losses,
+        trace = search(
+            model, encoder_out, net_input["prev_output_tokens"][:, 0],
+            sample["target"], settings=settings,
+            what=Wanted(gold=True, finished=False, first_slot=True),
         )  # fmt: skip
+    losses = {"slot-ce": slot_ce(trace), "survival": survival(trace, epsilon=2.0)}
+    return Result(losses, trace.gold_in_beam.sum(-1))
 
 
 def start_state() -> Any:
     from fairseq_plugins.beam.state import BeamState
 
-    return BeamState.start(1, BEAM, torch.device("cpu"))
+    return BeamState.start(torch.tensor([5]), BEAM)
 
 
-def four_candidates(scores: torch.Tensor) -> Any:
+def four_candidates() -> Any:
     from fairseq_plugins.beam.step import Candidates
 
     origins = torch.zeros(1, 4, dtype=torch.long)
     tokens = torch.arange(4).unsqueeze(0)
-    return Candidates(scores, origins, tokens, torch.zeros(1, 4, dtype=torch.bool))
+    none = torch.zeros(1, BEAM, dtype=torch.bool)
+    return Candidates(origins, tokens, torch.tensor([-1]), torch.tensor([4]), none)
 
 
 def plain_beam(model: Any, item: Any, collate: Any, settings: Any) -> dict[str, float]:
@@ -77,46 +85,45 @@ def plain_beam(model: Any, item: Any, collate: Any, settings: Any) -> dict[str, 
     result = {"slot-ce": 0.0, "survival": 0.0, "gold_in_beam": 0}
     for position, gold_token in enumerate(gold):
         result["slot-ce"] -= float(log_probs(beam[0][1])[gold_token])
-        banned = {settings.pad_id}
-        if gold_token != settings.eos_id:
-            banned.add(settings.eos_id)
-        candidates = sorted(
+        everything = sorted(
             (
                 (score + float(value), [*prefix, token])
                 for score, prefix in beam
                 for token, value in enumerate(log_probs(prefix))
-                if token not in banned
+                if token != settings.pad_id
             ),
             reverse=True,
         )
+        candidates = [c for c in everything if c[1][-1] != settings.eos_id]
+        ends = [c for c in everything if c[1][-1] == settings.eos_id]
         prefixes = [prefix for _, prefix in candidates]
-        if gold[: position + 1] in prefixes:
-            rank = prefixes.index(gold[: position + 1])
+        goal = gold[: position + 1]
+        if goal in [prefix for _, prefix in everything]:
             pool = candidates[: settings.pool_size]
-            if rank >= settings.pool_size:
-                rank = settings.pool_size - 1
-                pool[-1] = candidates[prefixes.index(gold[: position + 1])]
+            if gold_token == settings.eos_id:
+                pool = sorted(pool + ends, reverse=True)
+            elif prefixes.index(goal) >= settings.pool_size:
+                pool[-1] = candidates[prefixes.index(goal)]
+            rank = [prefix for _, prefix in pool].index(goal)
             scores = torch.tensor([score for score, _ in pool], dtype=torch.float64)
-            logits = soft_topk_logits(
-                scores, settings.beam_size, epsilon=settings.survival_epsilon
-            )
+            logits = soft_topk_logits(scores, settings.beam_size, epsilon=2.0)
             result["survival"] += math.log1p(math.exp(-float(logits[rank])))
             result["gold_in_beam"] += rank < settings.beam_size
         beam = candidates[: settings.beam_size]
-        if settings.reset_to_gold and gold[: position + 1] not in prefixes[:BEAM]:
-            beam = [candidates[prefixes.index(gold[: position + 1])]]
+        if settings.reset_margin is not None and goal in prefixes[BEAM:]:
+            beam = [candidates[prefixes.index(goal)]]
     return result
 
 
-@pytest.mark.parametrize("reset_to_gold", [False, True])
+@pytest.mark.parametrize("reset_margin", [None, 0.0])
 def test_hard_rollout_is_a_plain_beam_search_over_token_lists(
-    arch, reset_to_gold, make_model, sentences, collate, settings
+    arch, reset_margin, make_model, sentences, collate, settings
 ):
     model = make_model(arch)
     settings = dataclasses.replace(
-        settings, pool_size=4 * BEAM, reset_to_gold=reset_to_gold
+        settings, pool_size=4 * BEAM, reset_margin=reset_margin
     )
-    result = run(model, collate(sentences), settings, ("slot-ce", "survival"))
+    result = run(model, collate(sentences), settings)
     order = collate(sentences)["id"].tolist()
     model.eval()
     with torch.no_grad():
@@ -138,7 +145,7 @@ def test_straight_through_has_the_value_of_hard_and_the_gradient_of_soft(
     for mixing in ("hard", "straight-through", "soft"):
         model.zero_grad()
         chosen = dataclasses.replace(settings, mixing=mixing, epsilon=1.0)
-        loss = run(model, sample, chosen, ("slot-ce",)).losses["slot-ce"]
+        loss = run(model, sample, chosen).losses["slot-ce"]
         loss.sum().backward()
         values[mixing] = loss.detach()
         gradients[mixing] = model.decoder.embed_tokens.weight.grad.clone()
@@ -152,11 +159,11 @@ def test_soft_rollout_becomes_the_hard_one_as_epsilon_goes_to_0(
 ):
     sample, model = collate(sentences), make_model(arch)
     losses = ("slot-ce", "survival")
-    hard = run(model, sample, settings, losses)
+    hard = run(model, sample, settings)
     errors = []
     for epsilon in (1.0, 1e-2, 1e-5):
         chosen = dataclasses.replace(settings, mixing="soft", epsilon=epsilon)
-        soft = run(model, sample, chosen, losses)
+        soft = run(model, sample, chosen)
         errors.append(
             max(float((soft.losses[n] - hard.losses[n]).abs().max()) for n in losses)
         )
@@ -184,7 +191,7 @@ def test_a_one_hot_mixture_is_fairseqs_reordering(
                 model, encoder_out, batch_size=4, beam_size=BEAM
             )
             for position in range(3):
-                log_probs = decoder.step(inputs, position)
+                features = decoder.step(inputs, position)
                 if mixes:
                     decoder.mix(one_hot)
                 else:
@@ -196,7 +203,7 @@ def test_a_one_hot_mixture_is_fairseqs_reordering(
                     }
                     model.decoder.reorder_incremental_state_scripting(state, rows)
                     decoder._state.update(state)
-            outputs.append(log_probs)
+            outputs.append(features)
     assert torch.equal(*outputs)
 
 
@@ -217,7 +224,7 @@ def test_steps_of_slots_agree_with_parallel_decoding(
     )
     for position in range(tokens.size(1)):
         inputs = decoder.embed(tokens[:, position]).unsqueeze(1).expand(-1, 2, -1)
-        log_probs = decoder.step(inputs, position)
+        log_probs = decoder.log_probs(decoder.step(inputs, position))
         alive = sample["target"][:, position].ne(1)
         for slot in range(2):
             torch.testing.assert_close(
@@ -225,31 +232,16 @@ def test_steps_of_slots_agree_with_parallel_decoding(
             )
 
 
-def test_gradients_of_one_step_are_those_of_finite_differences(settings):
-    from fairseq_plugins.beam.losses import survival
-    from fairseq_plugins.beam.state import BeamState
-    from fairseq_plugins.beam.step import pool_candidates, select
+def test_gradients_of_one_selection_are_those_of_finite_differences(settings):
+    from fairseq_plugins.beam.step import select
 
-    generator = torch.Generator().manual_seed(0)
-    settings = dataclasses.replace(
-        settings, mixing="soft", epsilon=0.7, pool_size=10, pad_id=1, eos_id=2
-    )
-    logits = torch.randn(2, BEAM, 12, generator=generator, dtype=torch.float64)
-    scores = torch.randn(2, BEAM, generator=generator, dtype=torch.float64)
-    gold = torch.tensor([5, 2])
+    settings = dataclasses.replace(settings, mixing="soft", epsilon=0.7)
+    scores = torch.tensor([[3.0, 2.7, 1.0, 0.0]], dtype=torch.float64)
 
-    def step(scores: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        state = BeamState(
-            scores,
-            torch.tensor([[True, False, False], [False, True, False]]),
-            torch.eye(BEAM, dtype=torch.bool).expand(2, -1, -1),
-        )
-        pool = pool_candidates(state, logits.log_softmax(-1), gold, settings)
-        selection = select(state, pool, settings)
-        return selection.from_slots, survival(pool, settings), selection.weights
+    def weights(scores: torch.Tensor) -> torch.Tensor:
+        return select(start_state(), four_candidates(), scores, settings).weights
 
-    scores.requires_grad_(), logits.requires_grad_()
-    assert torch.autograd.gradcheck(step, (scores, logits))
+    assert torch.autograd.gradcheck(weights, scores.requires_grad_())
 
 
 def test_a_slots_score_has_the_shares_as_its_gradient(settings):
@@ -258,8 +250,7 @@ def test_a_slots_score_has_the_shares_as_its_gradient(settings):
     settings = dataclasses.replace(settings, mixing="soft", epsilon=0.7)
     scores = torch.tensor([[3.0, 2.7, 1.0, 0.0]], dtype=torch.float64)
     scores.requires_grad_()
-    candidates = four_candidates(scores)
-    selection = select(start_state(), candidates, settings)
+    selection = select(start_state(), four_candidates(), scores, settings)
     for slot in range(BEAM):
         (gradient,) = torch.autograd.grad(
             selection.state.log_probs[0, slot], scores, retain_graph=True
@@ -276,8 +267,7 @@ def test_clipping_bounds_the_gradient_through_a_selection_and_not_its_value(sett
             settings, mixing="soft", epsilon=0.1, selection_clip=clip
         )
         scores = torch.tensor([[3.0, 2.9, 2.8, 2.7]], requires_grad=True)
-        candidates = four_candidates(scores)
-        weights = select(start_state(), candidates, chosen).weights
+        weights = select(start_state(), four_candidates(), scores, chosen).weights
         (weights * torch.linspace(-9, 9, 12).view(1, 4, 3)).sum().backward()
         gradients[clip] = scores.grad
     cosine = torch.cosine_similarity(gradients[0.0], gradients[0.1])
@@ -286,32 +276,53 @@ def test_clipping_bounds_the_gradient_through_a_selection_and_not_its_value(sett
     torch.testing.assert_close(gradients[0.1], gradients[0.0] * 0.1 / norm)
 
 
-def test_gold_stays_a_candidate_however_badly_it_scores(settings):
-    from fairseq_plugins.beam.step import pool_candidates
+def expanded(log_probs: torch.Tensor, gold: int, settings: Any, position: int) -> Any:
+    from fairseq_plugins.beam.step import expand
 
-    settings = dataclasses.replace(settings, pool_size=4, pad_id=1, eos_id=2)
-    log_probs = torch.arange(12.0).expand(1, BEAM, 12).log_softmax(-1)
-    pool = pool_candidates(
-        start_state(), log_probs, torch.tensor([3]), settings
+    settings = dataclasses.replace(
+        settings, pool_size=4, pad_id=1, eos_id=2, min_len=1
     )
+    return expand(
+        start_state(), log_probs.log_softmax(-1), torch.tensor([gold]), position,
+        settings,
+    )  # fmt: skip
+
+
+def test_gold_stays_a_candidate_however_badly_it_scores(settings):
+    pool = expanded(torch.arange(12.0).expand(1, BEAM, 12), 3, settings, 0)
     assert pool.tokens.tolist() == [[11, 10, 9, 3]]
-    assert pool.is_gold.tolist() == [[False, False, False, True]]
+    assert pool.gold.tolist() == [3]
     assert pool.origins.tolist() == [[0, 0, 0, 0]]
 
 
-@pytest.mark.parametrize("gold, has_end", [(2, True), (5, False), (1, False)])
-def test_the_end_of_sentence_competes_only_where_gold_ends(gold, has_end, settings):
-    from fairseq_plugins.beam.step import pool_candidates
-
-    settings = dataclasses.replace(settings, pool_size=4, pad_id=1, eos_id=2)
+@pytest.mark.parametrize(
+    "position, gold, where, finishes",
+    [
+        (0, 2, -1, False),  # shorter than a hypothesis may be
+        (1, 2, 4, True),  # behind the pool's four: the end of slot 0
+        (1, 5, 3, True),
+        (1, 1, -1, True),  # gold has ended
+        (5, 5, -1, True),  # longer than a hypothesis may be
+    ],
+)
+def test_an_end_leaves_the_beam_and_is_gold_only_where_gold_ends(
+    position, gold, where, finishes, settings
+):
     log_probs = torch.zeros(1, BEAM, 12)
     log_probs[..., :4] = torch.tensor([3.0, 9.0, 8.0, 2.0])
-    pool = pool_candidates(
-        start_state(), log_probs.log_softmax(-1), torch.tensor([gold]), settings
-    )
-    assert (2 in pool.tokens[0].tolist()) == has_end
-    assert 1 not in pool.tokens[0].tolist()
-    assert pool.is_gold.any() == (gold != 1)
+    candidates = expanded(log_probs, gold, settings, position)
+    assert candidates.gold.tolist() == [where]
+    assert candidates.finishes.tolist() == [[finishes, False, False]]
+    if position < 5:  # then nothing but an end is allowed
+        assert not {1, 2} & set(candidates.tokens[0].tolist())
+
+
+def test_beam_size_schedule_stays_equally_long_at_each_size():
+    from fairseq_plugins.beam.schedule import stepwise
+
+    sizes = [stepwise(2, 5, 9, update) for update in range(11)]
+    assert sizes == [2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5]
+    assert stepwise(3, 3, 9, 4) == 3 and stepwise(5, 2, 3, 1) == 4
 
 
 def test_schedule_is_geometric_and_ends():

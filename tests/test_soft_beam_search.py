@@ -7,18 +7,22 @@ from typing import Any
 import pytest
 import torch
 
-OPTIONS = [
+OPTIONS = {
     # At the paper's epsilon of 0.1 a gradient through many soft selections is so steep
     # that rounding shows in it.
-    dict(mixing="soft", beam_loss="slot-ce", epsilon=1.0),
-    dict(mixing="straight-through", beam_loss="survival"),
-    dict(
+    "paper": dict(mixing="soft", beam_loss="slot-ce", epsilon=1.0),
+    "straight-through": dict(mixing="straight-through", beam_loss="survival"),
+    "reset": dict(
         mixing="straight-through",
         beam_loss="survival=1,slot-ce=0.5",
         reset_to_gold=True,
     ),
-]
-option_sets = pytest.mark.parametrize("options", OPTIONS, ids=["paper", "st", "both"])
+    "risk": dict(beam_loss="risk", beam_cost="edit"),
+    "rollout": dict(beam_loss="risk=1,survival=0.1", engine="rollout"),
+    "mrt": dict(beam_loss="mrt", beam_cost="chrf"),
+    "bso": dict(beam_loss="bso"),
+}
+option_sets = pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
 
 
 def loss_and_gradients(criterion: Any, model: Any, sample: Any) -> tuple[Any, Any]:
@@ -144,7 +148,7 @@ def test_modes_and_hooks_are_restored_when_a_search_fails(
     def out_of_memory(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(module, "pool_candidates", out_of_memory)
+    monkeypatch.setattr(module, "expand", out_of_memory)
     model = make_model(arch, dropout=0.2)
     with pytest.raises(RuntimeError, match="out of memory"):
         make_criterion(rho=0.5)(model, collate(sentences))
@@ -174,9 +178,7 @@ def test_rates_are_shares_and_every_hypothesis_of_a_hard_beam_differs(
 ):
     from fairseq.logging import metrics
 
-    criterion = make_criterion(
-        mixing="straight-through", reset_to_gold=reset_to_gold
-    )
+    criterion = make_criterion(beam_loss="survival", reset_to_gold=reset_to_gold)
     logged, _ = loss_and_gradients(criterion, make_model(arch), collate(sentences))
     with metrics.aggregate() as aggregator:
         type(criterion).reduce_metrics([logged, logged])
@@ -212,6 +214,17 @@ def test_epsilon_follows_the_number_of_updates_that_the_task_is_told(
         (dict(epsilon_end=0.0), r"`--epsilon-end` must be positive, but is 0.0"),
         (dict(pool_size=5), r"`--pool-size` must be above the beam \(5\)"),
         (dict(beam=20), r"`--pool-size` must be above .* but is 80"),
+        (dict(beam_start=0), r"`--beam-start` must be at least 1, but is 0"),
+        (dict(beam_max_len_a=-1.0), r"`--beam-max-len-a` must be 0 or more"),
+        (dict(risk_epsilon=0.0), r"`--risk-epsilon` must be positive, but is 0.0"),
+        (
+            dict(engine="two-pass", mixing="soft"),
+            r"`--engine` must be rollout unless mixing is hard, but is two-pass",
+        ),
+        (
+            dict(beam_loss="risk,bso"),
+            r"`--beam-loss` must be without risk when the beam starts anew from gold",
+        ),
         (dict(ignore_prefix_size=1), r"`--ignore-prefix-size` must be 0, but is 1"),
         (dict(beam_loss="survivel"), r"has `survivel`. Did you mean `survival`\?"),
         (dict(beam_loss="survival=-1"), r"give `survival` a positive weight"),

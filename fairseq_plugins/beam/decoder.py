@@ -10,11 +10,15 @@ from fairseq.models.transformer import TransformerDecoderBase
 from fairseq.modules import MultiheadAttention
 from torch import Tensor, nn
 
+from fairseq_plugins.beam.slot_attention import attention_of_slots, is_shareable
+
 __all__ = ["IncrementalDecoder", "check_decoder", "without_dropout"]
 
 
 def check_decoder(decoder: nn.Module) -> None:
-    """Raise ``ValueError`` unless the rollout knows how to mix the decoder's state."""
+    """Raise ``ValueError`` unless the beam knows how to keep the decoder's state."""
+    if getattr(decoder, "adaptive_softmax", None) is not None:
+        raise ValueError("`--adaptive-softmax-cutoff` must not be given here.")
     if isinstance(decoder, LSTMDecoder):
         return
     if not isinstance(decoder, TransformerDecoderBase):
@@ -59,20 +63,19 @@ class IncrementalDecoder:
         self._decoder = model.decoder
         self._shape = (batch_size, beam_size)
         self._state: dict[str, dict[str, Tensor | None]] = {}
-        # A Transformer's cross attention takes K queries for one sentence's keys.
+        # A Transformer's cross attention takes K queries for one sentence's keys, and
+        # so does an LSTM's in `attention_of_slots`.
         self._encoder_out = encoder_out
-        if isinstance(self._decoder, LSTMDecoder):
-            rows = torch.arange(batch_size, device=encoder_out[0].device)
-            self._encoder_out = model.encoder.reorder_encoder_out(
-                encoder_out, rows.repeat_interleave(beam_size)
-            )
+        self._is_lstm = isinstance(self._decoder, LSTMDecoder)
+        if self._is_lstm:
+            self._encoder_out = _repeat_start(model, encoder_out, beam_size)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the decoder's embeddings of token ids: (...) -> (..., D)."""
         return self._decoder.embed_tokens(tokens)
 
     def step(self, inputs: Tensor, position: int) -> Tensor:
-        """Return the log-probabilities (B, K, V) of the next token, in float32.
+        """Return the features (B, K, D) that predict the next token.
 
         Args:
             inputs: embeddings of the slots' last tokens, shape (B, K, D).
@@ -88,35 +91,98 @@ class IncrementalDecoder:
         )
         hook = self._decoder.embed_tokens.register_forward_hook(lambda *_: rows)
         try:
-            output = self._decoder(
-                tokens,
-                encoder_out=self._encoder_out,
-                incremental_state=self._state,
-            )
+            with attention_of_slots(self._decoder, self._encoder_out, self._shape):
+                features, _ = self._decoder.extract_features(
+                    tokens,
+                    encoder_out=self._encoder_out,
+                    incremental_state=self._state,
+                )
         finally:
             hook.remove()
-        log_probs = self._model.get_normalized_probs(output, log_probs=True)
-        return log_probs.view(*self._shape, -1)
+        return features.view(*self._shape, -1)
+
+    def log_probs(self, features: Tensor) -> Tensor:
+        """Return float32 log-probabilities of the next token, shape (B, K, V)."""
+        output = self._decoder.output_layer(features)
+        return self._model.get_normalized_probs((output, None), log_probs=True)
 
     def mix(self, from_slots: Tensor) -> None:
         """Replace each slot's state by its mixture of the old slots' states.
 
-        A one-hot mixture is exactly the reordering of a hard beam search.
+        A one-hot mixture is exactly :meth:`reorder`.
 
         Args:
             from_slots: shares, shape (B, K new, K old).
         """
-        if isinstance(self._decoder, LSTMDecoder):
+        for cached, name, batch_dim in self._cached():
+            cached[name] = _mixed(cached[name], from_slots, batch_dim)
+
+    def reorder(self, origins: Tensor) -> None:
+        """Replace each slot's state by that of the slot it comes from: (B, K)."""
+        first = self._shape[1] * torch.arange(self._shape[0], device=origins.device)
+        rows = (origins + first.unsqueeze(-1)).flatten()
+        for cached, name, batch_dim in self._cached():
+            cached[name] = cached[name].index_select(batch_dim, rows)
+
+    def keep(self, sentences: Tensor) -> None:
+        """Go on with some of the sentences only, by their indices."""
+        beam_size = self._shape[1]
+        slots = torch.arange(beam_size, device=sentences.device)
+        rows = (beam_size * sentences.unsqueeze(-1) + slots).flatten()
+        for cached, name, batch_dim in self._cached():
+            cached[name] = cached[name].index_select(batch_dim, rows)
+        if self._is_lstm:
+            shared = is_shareable(self._decoder)
+            self._encoder_out = tuple(
+                value.index_select(1, sentences if shared and i in (0, 3) else rows)
+                for i, value in enumerate(self._encoder_out)
+            )
+        else:
+            self._encoder_out = self._model.encoder.reorder_encoder_out(
+                self._encoder_out, sentences
+            )
+            for cached in self._attention_buffers(self_attention=False):
+                for name, value in cached.items():
+                    if value is not None:
+                        cached[name] = value.index_select(0, sentences)
+        self._shape = (sentences.numel(), beam_size)
+
+    def _cached(self) -> Iterator[tuple[dict[str, Any], str, int]]:
+        """Yield where the state of the (B * K) rows is kept: dict, key, dimension."""
+        if self._is_lstm:
             cached = self._decoder.get_incremental_state(self._state, "cached_state")
-            for name, value in cached.items():
-                batch_dim = 0 if name == "input_feed" else 1
-                cached[name] = _mixed(value, from_slots, batch_dim)
+            for name in cached or ():
+                yield cached, name, 0 if name == "input_feed" else 1
             return
+        for cached in self._attention_buffers(self_attention=True):
+            yield cached, "prev_key", 0
+            yield cached, "prev_value", 0
+
+    def _attention_buffers(self, *, self_attention: bool) -> Iterator[dict[str, Any]]:
         for part in self._decoder.modules():
-            if isinstance(part, MultiheadAttention) and part.self_attention:
-                cached = part._get_input_buffer(self._state)
-                for name in ("prev_key", "prev_value"):
-                    cached[name] = _mixed(cached[name], from_slots, 0)
+            if isinstance(part, MultiheadAttention):
+                if part.self_attention == self_attention:
+                    cached = part._get_input_buffer(self._state)
+                    if cached:
+                        yield cached
+
+
+def _repeat_start(model: Any, encoder_out: Any, beam_size: int) -> Any:
+    """Repeat what the LSTM's first step begins from, and its keys if they must be."""
+    batch_size = encoder_out[0].size(1)
+    rows = torch.arange(batch_size, device=encoder_out[0].device)
+    repeated = model.encoder.reorder_encoder_out(
+        encoder_out if not is_shareable(model.decoder) else _without_keys(encoder_out),
+        rows.repeat_interleave(beam_size),
+    )
+    if not is_shareable(model.decoder):
+        return repeated
+    return encoder_out[0], repeated[1], repeated[2], encoder_out[3]
+
+
+def _without_keys(encoder_out: Any) -> Any:
+    """Leave one position of keys and mask, so that repeating them costs nothing."""
+    return (encoder_out[0][:1], encoder_out[1], encoder_out[2], encoder_out[3][:1])
 
 
 def _mixed(value: Tensor, from_slots: Tensor, batch_dim: int) -> Tensor:

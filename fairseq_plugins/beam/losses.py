@@ -1,47 +1,129 @@
-"""What a step of the differentiable beam adds to the loss, one value a sentence."""
+"""What training for the beam minimises, one value a sentence, from a search's trace."""
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from fairseq_plugins.beam.state import BeamSettings
-from fairseq_plugins.beam.step import Candidates
-from fairseq_plugins.operators import soft_topk_logits
+from fairseq_plugins.beam.trace import BeamTrace, Hypotheses
+from fairseq_plugins.operators import soft_topk, soft_topk_logits
 
-__all__ = ["LOSSES", "slot_ce", "survival"]
+__all__ = [
+    "FINISHING",
+    "LOSSES",
+    "beam_margin",
+    "minimum_risk",
+    "slot_ce",
+    "soft_risk",
+    "survival",
+]
 
-LOSSES = ("slot-ce", "survival")
+LOSSES = ("slot-ce", "survival", "risk", "mrt", "bso")
+FINISHING = ("risk", "mrt")  # need finished hypotheses and their costs
 
 
-def slot_ce(log_probs: Tensor, gold: Tensor, pad_id: int) -> Tensor:
-    """Return the cross entropy of the gold token given the first slot, in nats.
+def slot_ce(trace: BeamTrace) -> Tensor:
+    """Return the cross entropy of the gold tokens given the first slot, in nats.
 
     This is the loss of Xie et al. (2020, section 5): the hypothesis of rank 1, which
     may be a mixture, has to predict the gold token of the same position.
 
-    Args:
-        log_probs: log-probabilities of the next token, shape (B, K, V).
-        gold: the gold token of this step, padding after its end, shape (B,).
-
     Returns:
-        loss, shape (B,); zero where gold has ended.
+        loss, shape (B,).
     """
-    loss = -log_probs[:, 0].gather(-1, gold.unsqueeze(-1)).squeeze(-1)
-    return loss.masked_fill(gold.eq(pad_id), 0.0)
+    return -trace.gold_first.sum(-1)
 
 
-def survival(candidates: Candidates, settings: BeamSettings) -> Tensor:
+def survival(trace: BeamTrace, *, epsilon: float) -> Tensor:
     """Return -log of the gold prefix's soft membership in the beam, in nats.
 
     With memberships A = sigmoid(z) of the SOFT top-k this is softplus(-z_gold): a
     smooth form of the margin between gold and the edge of the beam in beam search
     optimisation (Wiseman and Rush, 2016), with a slope of at most 2 / epsilon.
 
+    Args:
+        epsilon: of the memberships, nats.
+
     Returns:
-        loss, shape (B,); zero once gold has been pruned or has ended.
+        loss, shape (B,), a sum over steps up to the one at which gold is pruned.
     """
-    logits = soft_topk_logits(
-        candidates.scores, settings.beam_size, epsilon=settings.survival_epsilon
-    )
-    return -torch.where(candidates.is_gold, logsigmoid(logits), 0.0).sum(-1)
+    scores, gold = _with_ends(trace)
+    logits = soft_topk_logits(scores, trace.beam_size, epsilon=epsilon)
+    loss = -logsigmoid(logits.gather(-1, gold.clamp_min(0).unsqueeze(-1)).squeeze(-1))
+    return torch.where(gold >= 0, loss, 0.0).sum(-1)
+
+
+def beam_margin(trace: BeamTrace, cost: Tensor, *, margin: float) -> Tensor:
+    """Return the loss of beam search optimisation (Wiseman and Rush, 2016), in nats.
+
+    At every step gold has to lead the edge of the beam by a margin, at its end the
+    best candidate; what violates it weighs by its cost.
+
+    Args:
+        cost: of the candidates at the edge and, at the last step, of the best one,
+            between 0 and 1, shape (B, L).
+        margin: in nats.
+
+    Returns:
+        loss, shape (B,).
+    """
+    scores, gold = _with_ends(trace)
+    is_gold = gold.unsqueeze(-1).eq(torch.arange(scores.size(-1), device=gold.device))
+    others = scores.masked_fill(is_gold, float("-inf"))
+    best = others.topk(trace.beam_size, dim=-1).values
+    ends_here = gold >= trace.pool.size(-1)
+    rival = torch.where(ends_here, best[..., 0], best[..., -1])
+    own = scores.gather(-1, gold.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+    counts = (gold >= 0) & rival.isfinite()
+    lead = torch.where(counts, own - rival.where(counts, own), 0.0)
+    return torch.where(counts, cost * (margin - lead).clamp_min(0.0), 0.0).sum(-1)
+
+
+def _with_ends(trace: BeamTrace) -> tuple[Tensor, Tensor]:
+    """Return all that competes with gold, (B, L, M + K), and where gold is, (B, L).
+
+    Candidates that end compete where gold does; elsewhere they leave the beam without
+    taking a slot of it.
+    """
+    pool_size = trace.pool.size(-1)
+    at_end = (trace.gold >= pool_size).unsqueeze(-1)
+    ends = trace.ends.masked_fill(~at_end, float("-inf"))
+    return torch.cat([trace.pool, ends], dim=-1), trace.gold
+
+
+def soft_risk(
+    hypotheses: Hypotheses, costs: Tensor, *, epsilon: float, lenpen: float
+) -> Tensor:
+    """Return the expected cost of the hypothesis that SOFT top-1 selects.
+
+    Search returns the finished hypothesis with the best
+    ``log_probs / length ** lenpen``; here SOFT top-1 takes that choice.
+
+    Args:
+        costs: of the hypotheses, between 0 and 1, shape (B, K).
+        epsilon: of the choice, in nats a token if ``lenpen`` is 1.
+
+    Returns:
+        loss, shape (B,).
+    """
+    is_there = hypotheses.lengths > 0
+    scores = hypotheses.scores(lenpen).masked_fill(~is_there, float("-inf"))
+    return (soft_topk(scores, 1, epsilon=epsilon) * costs).sum(-1)
+
+
+def minimum_risk(hypotheses: Hypotheses, costs: Tensor, *, alpha: float) -> Tensor:
+    """Return the expected cost under the renormalised model (Shen et al., 2016).
+
+    Args:
+        costs: of the hypotheses, between 0 and 1, shape (B, K).
+        alpha: sharpness, multiplies the sentences' log-probabilities.
+
+    Returns:
+        loss, shape (B,).
+    """
+    is_there = hypotheses.lengths > 0
+    # A sentence without any hypothesis is no NaN.
+    is_there = is_there | ~is_there.any(-1, keepdim=True)
+    scores = torch.where(is_there, alpha * hypotheses.log_probs, float("-inf"))
+    scores = torch.where(hypotheses.lengths.sum(-1, keepdim=True) > 0, scores, 0.0)
+    return (torch.softmax(scores, -1) * costs).sum(-1)

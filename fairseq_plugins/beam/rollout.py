@@ -1,89 +1,252 @@
-"""A differentiable beam search along the gold length: losses and what happened."""
+"""A beam search, step by step: with gradients the rollout engine, without a search."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fairseq_plugins.beam.decoder import IncrementalDecoder
-from fairseq_plugins.beam.losses import slot_ce, survival
+from fairseq_plugins.beam.projection import OutputLayer, log_probs_of
 from fairseq_plugins.beam.state import BeamSettings, BeamState
-from fairseq_plugins.beam.step import Candidates, pool_candidates, select
+from fairseq_plugins.beam.step import Candidates, Selection, expand, select
+from fairseq_plugins.beam.trace import BeamTrace
 
-__all__ = ["Rollout", "rollout"]
+__all__ = ["rollout"]
+
+SHRINK = 0.75  # sentences that are over are dropped once no more than this are left
 
 
-@dataclass(frozen=True)
-class Rollout:
-    """Sums over the steps of a sentence, each of shape (B,).
+class _StepScores(NamedTuple):
+    """Log-probabilities of the last tokens: (B, M), (B, K) and (B,)."""
 
-    Attributes:
-        losses: nats by name of the loss; only those asked for.
-        gold_in_beam: number of steps after which the gold prefix was in the beam.
-        distinct: number of steps at which all K slots held different hypotheses.
-        selections: number of steps that ``distinct`` is out of.
-    """
-
-    losses: dict[str, Tensor]
-    gold_in_beam: Tensor
-    distinct: Tensor
-    selections: Tensor
+    pool: Tensor
+    ends: Tensor
+    gold_first: Tensor
 
 
 def rollout(
     decoder: IncrementalDecoder,
+    output_layer: OutputLayer,
     start_tokens: Tensor,
     target: Tensor,
     *,
     settings: BeamSettings,
-    losses: tuple[str, ...],
-) -> Rollout:
-    """Search with gradients for as many steps as gold has tokens.
+    finish: bool,
+    follow_gold: str,
+    max_lens: Tensor | None = None,
+) -> BeamTrace:
+    """Search as far as is asked for; gradients flow where autograd is on.
 
     Args:
         decoder: a fresh decoder for B sentences and K slots.
+        output_layer: of the same decoder.
         start_tokens: the token that begins every hypothesis, shape (B,).
         target: gold tokens with their end of sentence, padded right, shape (B, T).
         settings: how the beam selects and mixes.
-        losses: names out of :data:`fairseq_plugins.beam.losses.LOSSES`.
+        finish: go on until K hypotheses have ended, as ``fairseq-generate`` does.
+        follow_gold: go on ``"until-lost"``, or to gold's ``"end"``, or ``"no"``.
+        max_lens: lower limits than ``settings.max_len``, shape (B,).
     """
-    batch_size, length = target.shape
-    state = BeamState.start(batch_size, settings.beam_size, target.device)
-    inputs = decoder.embed(start_tokens).unsqueeze(1).expand(-1, settings.beam_size, -1)
-    sums = {name: torch.zeros(batch_size, device=target.device) for name in losses}
-    in_beam, distinct = (torch.zeros_like(start_tokens) for _ in range(2))
-    for position in range(length):
-        gold = target[:, position]
-        log_probs = decoder.step(inputs, position)  # (B, K, V)
-        candidates = pool_candidates(state, log_probs, gold, settings)
-        if "slot-ce" in sums:
-            sums["slot-ce"] = sums["slot-ce"] + slot_ce(
-                log_probs, gold, settings.pad_id
-            )
-        if "survival" in sums:
-            sums["survival"] = sums["survival"] + survival(candidates, settings)
-        in_beam += candidates.is_gold[:, : settings.beam_size].any(-1)
-        if position + 1 == length:
+    if max_lens is None:
+        max_lens = torch.full_like(start_tokens, settings.max_len)
+    search = _Search(
+        decoder, output_layer, target, max_lens, settings, finish, follow_gold
+    )
+    inputs = decoder.embed(start_tokens).unsqueeze(1)
+    inputs = inputs.expand(-1, settings.beam_size, -1)
+    for position in range(settings.max_len + 1):
+        selection, candidates = search.step(inputs, position)
+        if search.is_over(position):
             break
-        selection = select(state, candidates, settings)
-        state = selection.state
-        goes_on = target[:, position + 1].ne(settings.pad_id)
-        distinct += _all_differ(state.same) & goes_on
-        inputs = _mixed_embeddings(decoder, candidates, selection.weights)
-        decoder.mix(selection.from_slots)
-    selections = target[:, 1:].ne(settings.pad_id).sum(-1)
-    return Rollout(sums, in_beam, distinct, selections)
+        inputs = search.advance(selection, candidates)
+    return search.trace()
 
 
-def _all_differ(same: Tensor) -> Tensor:
-    """Return whether no two slots are the same: (B, K, K) -> (B,)."""
-    return ~same.triu(1).flatten(1).any(-1)
+class _Search:
+    """The loop's variables: the sentences that still go on, and what was recorded."""
+
+    def __init__(
+        self,
+        decoder: IncrementalDecoder,
+        output_layer: OutputLayer,
+        target: Tensor,
+        max_lens: Tensor,
+        settings: BeamSettings,
+        finish: bool,
+        follow_gold: str,
+    ) -> None:
+        self._decoder, self._output_layer = decoder, output_layer
+        self._settings = settings
+        self._finish, self._follow_gold = finish, follow_gold
+        self._batch_size = len(target)
+        self._target = torch.nn.functional.pad(target, (0, 1), value=settings.pad_id)
+        self._state = BeamState.start(max_lens, settings.beam_size)
+        self._sentences: Tensor | None = None  # None: all of them
+        self._goes_on = torch.ones_like(target[:, 0], dtype=torch.bool)
+        self._steps: list[tuple[Tensor | None, tuple[Tensor, ...]]] = []
+
+    def step(self, inputs: Tensor, position: int) -> tuple[Selection, Candidates]:
+        """Score all candidates, select among them and record what happened."""
+        settings, state = self._settings, self._state
+        last = self._target.size(1) - 1
+        gold = self._target[:, min(position, last)]
+        features = self._decoder.step(inputs, position)
+        with torch.no_grad():
+            log_probs = self._decoder.log_probs(features)  # (B, K, V)
+            log_probs = log_probs.nan_to_num(nan=float("-inf"))
+        candidates = expand(state, log_probs, gold, position, settings)
+        scores = self._scores(features, log_probs, candidates, gold)
+        pool = scores.pool + state.log_probs.gather(1, candidates.origins)
+        is_longest = position >= state.max_lens
+        pool = pool.masked_fill(is_longest.unsqueeze(-1), float("-inf"))
+        selection = select(state, candidates, pool, settings)
+        self._record(pool, scores, candidates, selection)
+        self._goes_on = self._still_going_on(selection.state, candidates, position)
+        return selection, candidates
+
+    def is_over(self, position: int) -> bool:
+        """Whether no sentence goes on; a GPU is asked only if that is not known."""
+        if position >= self._settings.max_len:
+            return True
+        if not self._finish and self._follow_gold == "end":
+            return position + 2 >= self._target.size(1)
+        return not bool(self._goes_on.any())
+
+    def advance(self, selection: Selection, candidates: Candidates) -> Tensor:
+        """Move decoder and state to the slots selected; return their inputs."""
+        self._state = selection.state
+        if selection.weights is None:
+            origins = candidates.origins.gather(1, selection.held)
+            self._decoder.reorder(origins)
+            inputs = self._decoder.embed(candidates.tokens.gather(1, selection.held))
+        else:
+            weights = selection.weights
+            slots = torch.arange(self._settings.beam_size, device=weights.device)
+            is_from = candidates.origins.unsqueeze(-1).eq(slots).to(weights.dtype)
+            self._decoder.mix(torch.einsum("bmk,bmo->bko", weights, is_from))
+            embedded = self._decoder.embed(candidates.tokens)  # (B, M, D)
+            inputs = torch.einsum("bmk,bmd->bkd", weights.to(embedded.dtype), embedded)
+        return self._shrink(inputs)
+
+    def _scores(
+        self, features: Tensor, log_probs: Tensor, candidates: Candidates, gold: Tensor
+    ) -> _StepScores:
+        batch_size, beam_size, vocabulary = log_probs.shape
+        slots = torch.arange(beam_size, device=gold.device).expand(batch_size, -1)
+        ends = torch.full_like(slots, self._settings.eos_id)
+        index = torch.cat(
+            [
+                candidates.origins * vocabulary + candidates.tokens,
+                slots * vocabulary + ends,
+                gold.unsqueeze(-1),
+            ],
+            dim=1,
+        )
+        values = log_probs.flatten(1).gather(1, index)
+        if torch.is_grad_enabled():
+            values = self._with_gradient(features, index, values, vocabulary)
+        pool, ends_scores, gold_first = values.split(
+            [candidates.tokens.size(1), beam_size, 1], dim=1
+        )
+        has_ended = gold.eq(self._settings.pad_id)
+        gold_first = gold_first.squeeze(1).masked_fill(has_ended, 0.0)
+        return _StepScores(pool, ends_scores, gold_first)
+
+    def _with_gradient(
+        self, features: Tensor, index: Tensor, values: Tensor, vocabulary: int
+    ) -> Tensor:
+        slots = index.div(vocabulary, rounding_mode="floor")
+        first = features.size(1) * torch.arange(len(index), device=index.device)
+        rows = (slots + first.unsqueeze(-1)).flatten()
+        order = rows.argsort(dim=0, stable=True)
+        result = log_probs_of(
+            self._output_layer,
+            features.flatten(0, 1),
+            rows[order],
+            (index % vocabulary).flatten()[order],
+            values.flatten()[order],
+        )
+        return result[order.argsort()].view(index.shape)
+
+    def _still_going_on(
+        self, state: BeamState, candidates: Candidates, position: int
+    ) -> Tensor:
+        goes_on = torch.zeros_like(self._goes_on)
+        if self._finish:
+            goes_on |= state.num_finished < self._settings.beam_size
+        if self._follow_gold == "until-lost":
+            goes_on |= state.holds_gold.any(-1)
+        elif self._follow_gold == "end":
+            following = self._target[:, min(position + 1, self._target.size(1) - 1)]
+            goes_on |= following.ne(self._settings.pad_id)
+        return goes_on & self._goes_on & (position < state.max_lens)
+
+    def _record(
+        self,
+        pool: Tensor,
+        scores: _StepScores,
+        candidates: Candidates,
+        selection: Selection,
+    ) -> None:
+        state, goes_on = self._state, self._goes_on.unsqueeze(-1)
+        ends = (scores.ends + state.log_probs).masked_fill(~goes_on, float("-inf"))
+        overlap = selection.state.same.triu(1).flatten(1).any(-1)
+        alone = selection.state.log_probs[:, 1:].isinf().all(-1)
+        row = (
+            pool.masked_fill(~goes_on, float("-inf")),
+            ends,
+            scores.gold_first.masked_fill(~self._goes_on, 0.0),
+            scores.pool.detach(),
+            scores.ends.detach(),
+            candidates.origins,
+            candidates.tokens,
+            selection.held,
+            candidates.gold.masked_fill(~self._goes_on, -1),
+            candidates.gold_rank.masked_fill(~self._goes_on, pool.size(1)),
+            candidates.finishes & goes_on,
+            state.log_probs.detach().isfinite() & goes_on,
+            ~overlap & self._goes_on,
+            alone & self._goes_on,
+        )
+        self._steps.append((self._sentences, row))
+
+    def _shrink(self, inputs: Tensor) -> Tensor:
+        """Drop sentences that are over, if they are many."""
+        if torch.is_grad_enabled():
+            return inputs
+        count = int(self._goes_on.sum())
+        if count > SHRINK * len(self._goes_on):
+            return inputs
+        kept = self._goes_on.nonzero().squeeze(-1)
+        self._decoder.keep(kept)
+        self._state = self._state.keep(kept)
+        self._target = self._target.index_select(0, kept)
+        self._goes_on = self._goes_on.index_select(0, kept)
+        before = self._sentences
+        self._sentences = kept if before is None else before.index_select(0, kept)
+        return inputs.index_select(0, kept)
+
+    def trace(self) -> BeamTrace:
+        """Stack the steps; sentences that had been dropped get what means nothing."""
+        columns = [
+            torch.stack([self._whole(i, *step) for step in self._steps], dim=1)
+            for i in range(len(self._steps[0][1]))
+        ]
+        return BeamTrace(*columns)
+
+    def _whole(
+        self, column: int, sentences: Tensor | None, row: tuple[Tensor, ...]
+    ) -> Tensor:
+        value = row[column]
+        if sentences is None:
+            return value
+        nothing = _NOTHING.get(column, 0)
+        if column == _GOLD_RANK:
+            nothing = row[0].size(1)
+        whole = value.new_full((self._batch_size, *value.shape[1:]), nothing)
+        return whole.index_copy_(0, sentences, value)
 
 
-def _mixed_embeddings(
-    decoder: IncrementalDecoder, candidates: Candidates, weights: Tensor
-) -> Tensor:
-    """Return the slots' next inputs, shape (B, K, D)."""
-    embedded = decoder.embed(candidates.tokens)  # (B, M, D)
-    return torch.einsum("bmk,bmd->bkd", weights.to(embedded.dtype), embedded)
+_GOLD_RANK = 9
+_NOTHING: dict[int, float] = {0: float("-inf"), 1: float("-inf"), 8: -1}

@@ -1,7 +1,9 @@
 """One step of beam search with the SOFT top-k operator where beam search prunes.
 
 All candidates (slot i, token v) of a sentence compete with their cumulative
-log-probabilities. The M best are kept as the pool, and a sorted SOFT top-k assigns
+log-probabilities, as in fairseq's ``SequenceGenerator``: a candidate that ends its
+hypothesis leaves the beam if it is among the K best, and the K best of the others go
+on. The M best that do not end are kept as the pool, and a sorted SOFT top-k assigns
 them to the K slots of the next step (Xie et al., NeurIPS 2020, section 5).
 """
 from __future__ import annotations
@@ -14,142 +16,205 @@ from torch import Tensor
 from fairseq_plugins.beam.state import BeamSettings, BeamState
 from fairseq_plugins.operators import sorted_soft_topk
 
-__all__ = ["Candidates", "Selection", "pool_candidates", "select"]
+__all__ = ["Candidates", "Selection", "expand", "select"]
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The pool, best candidate first.
+    """The pool, best candidate first, and the K candidates that end a hypothesis.
 
     Attributes:
-        scores: cumulative log-probabilities with gradient, shape (B, M).
-        origins: the slot that a candidate extends, shape (B, M).
+        origins: the slot that a candidate of the pool extends, shape (B, M).
         tokens: the token that it appends, shape (B, M).
-        is_gold: whether the candidate is the gold prefix, shape (B, M); false
-            everywhere once gold has been pruned.
+        gold: which one is the gold prefix, shape (B,): an index into the pool, or M
+            plus the slot where gold ends; -1 once gold has been pruned or has ended.
+        gold_rank: how many candidates score higher, those that end included where gold
+            ends; M where ``gold`` is -1. Shape (B,).
+        finishes: whether the slot's hypothesis ends here and leaves, shape (B, K).
     """
 
-    scores: Tensor
     origins: Tensor
     tokens: Tensor
-    is_gold: Tensor
+    gold: Tensor
+    gold_rank: Tensor
+    finishes: Tensor
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which candidates go into which slots.
+    """Which candidates of the pool go into which slots.
 
     Attributes:
-        weights: share of each candidate in each slot, shape (B, M, K); every column
-            sums to 1.
-        from_slots: the same, summed over the candidates of one old slot, shape
-            (B, K new, K old): what mixes the decoder's state.
+        held: the candidate that a slot mostly consists of, shape (B, K).
+        weights: share of each candidate in each slot, shape (B, M, K), every column
+            sums to 1; None where every slot is its ``held`` and nothing else.
         state: the slots after the selection.
     """
 
-    weights: Tensor
-    from_slots: Tensor
+    held: Tensor
+    weights: Tensor | None
     state: BeamState
 
 
-def pool_candidates(
-    state: BeamState, log_probs: Tensor, gold: Tensor, settings: BeamSettings
+@torch.no_grad()
+def expand(
+    state: BeamState,
+    log_probs: Tensor,
+    gold: Tensor,
+    position: int,
+    settings: BeamSettings,
 ) -> Candidates:
-    """Return the M best candidates; the gold prefix, while it lives, is one of them.
-
-    As in fairseq's search, padding is never a candidate, and an ended hypothesis
-    leaves the beam: the end of sentence competes only at the step where gold ends.
+    """Find the M best candidates; the gold prefix, while it lives, is one of them.
 
     Args:
         state: the slots before the step.
         log_probs: log-probabilities of the next token, shape (B, K, V).
         gold: the gold token of this step, padding after its end, shape (B,).
+        position: number of tokens that the hypotheses have.
     """
     vocabulary = log_probs.size(-1)
-    with torch.no_grad():
-        scores = state.log_probs.unsqueeze(-1) + log_probs  # (B, K, V)
-        scores[..., settings.pad_id] = float("-inf")
-        not_at_end = gold.ne(settings.eos_id)
-        scores[..., settings.eos_id].masked_fill_(not_at_end.unsqueeze(-1), -torch.inf)
-        best = scores.flatten(1).topk(settings.pool_size, dim=-1).indices  # (B, M)
-        best, is_gold = _with_gold(best, state, gold, vocabulary, settings.pad_id)
-    origins = best.div(vocabulary, rounding_mode="floor")
-    pooled = log_probs.flatten(1).gather(1, best) + state.log_probs.gather(1, origins)
-    return Candidates(pooled, origins, best % vocabulary, is_gold)
+    scores = state.log_probs.unsqueeze(-1) + log_probs  # (B, K, V)
+    scores[..., settings.pad_id] = float("-inf")
+    ends = scores[..., settings.eos_id].clone()
+    scores[..., settings.eos_id] = float("-inf")
+    if position < settings.min_len:
+        ends.fill_(float("-inf"))
+    may_go_on = position < state.max_lens
+    scores.masked_fill_(~may_go_on[:, None, None], float("-inf"))
+    best = scores.flatten(1).topk(settings.pool_size, dim=-1)
+    finishes = _finishing(state, best.values[:, : settings.beam_size], ends)
+    slot = state.holds_gold.int().argmax(-1)
+    at_end = gold.eq(settings.eos_id)
+    # Gold may be shorter or longer than any hypothesis is allowed to be.
+    is_allowed = torch.where(at_end, position >= settings.min_len, may_go_on)
+    lives = state.holds_gold.any(-1) & gold.ne(settings.pad_id) & is_allowed
+    index = _with_gold(best.indices, slot * vocabulary + gold, lives & ~at_end)
+    in_pool = index.eq((slot * vocabulary + gold).unsqueeze(-1))
+    ends_score = ends.gather(1, slot.unsqueeze(-1))
+    end_rank = (best.values > ends_score).sum(-1) + (ends > ends_score).sum(-1)
+    where = torch.where(at_end, settings.pool_size + slot, in_pool.int().argmax(-1))
+    rank = torch.where(at_end, end_rank, where)
+    return Candidates(
+        origins=index.div(vocabulary, rounding_mode="floor"),
+        tokens=index % vocabulary,
+        gold=where.masked_fill(~lives, -1),
+        gold_rank=rank.masked_fill(~lives, settings.pool_size),
+        finishes=finishes,
+    )
 
 
-def _with_gold(
-    best: Tensor, state: BeamState, gold: Tensor, vocabulary: int, pad_id: int
-) -> tuple[Tensor, Tensor]:
-    """Put the gold candidate in the last place where it is missing; say where it is.
+def _finishing(state: BeamState, best: Tensor, ends: Tensor) -> Tensor:
+    """Return which of the K ends are among the K best candidates: (B, K).
+
+    No sentence finishes more than K hypotheses, the best ones of a step first.
+    """
+    beam_size = ends.size(-1)
+    behind = (ends.unsqueeze(1) > ends.unsqueeze(2)).sum(-1)
+    rank = (best.unsqueeze(1) > ends.unsqueeze(2)).sum(-1) + behind
+    is_free = state.num_finished.unsqueeze(-1) + behind < beam_size
+    return (rank < beam_size) & is_free & (ends > float("-inf"))
+
+
+def _with_gold(best: Tensor, gold: Tensor, is_wanted: Tensor) -> Tensor:
+    """Put the gold candidate in the last place where it is missing.
 
     It scores below all others there, so that the pool stays sorted.
     """
-    lives = state.holds_gold.any(-1) & gold.ne(pad_id)  # (B,)
-    slot = state.holds_gold.int().argmax(-1)
-    candidate = (slot * vocabulary + gold).unsqueeze(-1)  # (B, 1)
-    missing = lives & best.ne(candidate).all(-1)
-    last = torch.where(missing.unsqueeze(-1), candidate, best[:, -1:])
-    best = torch.cat([best[:, :-1], last], dim=-1)
-    return best, best.eq(candidate) & lives.unsqueeze(-1)
+    missing = is_wanted & best.ne(gold.unsqueeze(-1)).all(-1)
+    last = torch.where(missing, gold, best[:, -1])
+    return torch.cat([best[:, :-1], last.unsqueeze(-1)], dim=-1)
 
 
 def select(
-    state: BeamState, candidates: Candidates, settings: BeamSettings
+    state: BeamState, candidates: Candidates, scores: Tensor, settings: BeamSettings
 ) -> Selection:
-    """Assign the pool to the K slots and return what the slots hold then."""
-    weights = _assignment(candidates.scores, settings)  # (B, M, K)
-    if settings.selection_clip and weights.requires_grad:
-        weights.register_hook(lambda grad: _clipped(grad, settings.selection_clip))
-    held = weights.detach().argmax(1)  # (B, K): what a slot mostly consists of
-    is_gold = candidates.is_gold
-    pruned = is_gold.any(-1) & ~is_gold.gather(1, held).any(-1)  # (B,)
-    resets = pruned & settings.reset_to_gold
-    weights = torch.where(
-        resets[:, None, None], is_gold.unsqueeze(-1).to(weights.dtype), weights
-    )
-    held = torch.where(resets[:, None], is_gold.int().argmax(-1, True), held)
-    tokens = candidates.tokens.gather(1, held)
-    origins = candidates.origins.gather(1, held)
-    holds_gold = is_gold.gather(1, held)
+    """Assign the pool to the K slots and return what the slots hold then.
+
+    Args:
+        scores: cumulative log-probabilities of the pool, shape (B, M); the gradient
+            of a slot's score and of its mixture goes there.
+    """
+    beam_size = settings.beam_size
+    weights = _assignment(scores, settings)
+    if weights is None:
+        held = torch.arange(beam_size, device=scores.device).expand(len(scores), -1)
+    else:
+        held = weights.detach().argmax(1)
+    resets = _resets(candidates, scores, settings)
+    if resets is not None:
+        gold = candidates.gold.clamp_min(0).clamp_max(scores.size(-1) - 1)
+        held = torch.where(resets.unsqueeze(-1), gold.unsqueeze(-1), held)
+    if weights is None:
+        log_probs = scores.gather(1, held)
+    else:
+        if resets is not None:
+            one_hot = torch.nn.functional.one_hot(held, scores.size(-1)).mT
+            weights = torch.where(
+                resets[:, None, None], one_hot.to(weights.dtype), weights
+            )
+        # The share-weighted score is (up to the entropy) the optimum that the shares
+        # reach, so by the envelope theorem its gradient is the shares: none flows
+        # through them.
+        shares = weights.detach()
+        # Nothing times -inf would be NaN.
+        log_probs = torch.einsum("bmk,bm->bk", shares, scores.clamp_min(-1e9))
+    # After a reset only slot 0 holds something, as before the first step.
+    empty = torch.zeros_like(held, dtype=torch.bool)
+    if resets is not None:
+        empty[:, 1:] = resets.unsqueeze(-1)
+    holds_gold = held.eq(candidates.gold.unsqueeze(-1)) & ~empty
     # Two soft slots may mostly consist of one candidate: the first one counts.
     holds_gold &= holds_gold.int().cumsum(-1).eq(1)
-    slots = torch.arange(settings.beam_size, device=origins.device)
-    # The share-weighted score is (up to the entropy) the optimum that the shares reach,
-    # so by the envelope theorem its gradient is the shares: none flows through them.
-    log_probs = torch.einsum("bmk,bm->bk", weights.detach(), candidates.scores)
-    # After a reset only slot 0 holds something, as before the first step.
-    empty = resets[:, None] & slots.gt(0)
-    is_from = candidates.origins.unsqueeze(-1).eq(slots).to(weights.dtype)
-    from_slots = torch.einsum("bmk,bmo->bko", weights, is_from)
-    state = BeamState(
-        log_probs.masked_fill(empty, -torch.inf),
+    new_state = BeamState(
+        log_probs.masked_fill(empty, float("-inf")),
         holds_gold,
-        _same(state, origins, tokens) & ~(empty[:, None] | empty[:, :, None]),
+        _same(state, candidates, held) & ~(empty[:, None] | empty[:, :, None]),
+        state.num_finished + candidates.finishes.sum(-1),
+        state.max_lens,
     )
-    return Selection(weights, from_slots, state)
+    return Selection(held, weights, new_state)
 
 
-def _same(state: BeamState, origins: Tensor, tokens: Tensor) -> Tensor:
+def _resets(
+    candidates: Candidates, scores: Tensor, settings: BeamSettings
+) -> Tensor | None:
+    """Return which sentences go on from gold alone, (B,), or None for none ever."""
+    if settings.reset_margin is None:
+        return None
+    pool_size = scores.size(-1)
+    in_pool = (candidates.gold >= 0) & (candidates.gold < pool_size)
+    gold = candidates.gold.clamp(0, pool_size - 1).unsqueeze(-1)
+    # The edge is the last of the K, or the next one if gold itself is among them.
+    edge = scores[:, settings.beam_size - 1].detach()
+    beyond = scores[:, settings.beam_size].detach()
+    is_in = candidates.gold_rank < settings.beam_size
+    lead = scores.detach().gather(1, gold).squeeze(-1) - torch.where(
+        is_in, beyond, edge
+    )
+    return in_pool & (~is_in | (lead < settings.reset_margin))
+
+
+def _same(state: BeamState, candidates: Candidates, held: Tensor) -> Tensor:
     """Return whether two slots hold the same hypothesis: (B, K, K)."""
+    origins = candidates.origins.gather(1, held)
+    tokens = candidates.tokens.gather(1, held)
     rows = origins.unsqueeze(-1).expand_as(state.same)
     columns = origins.unsqueeze(1).expand_as(state.same)
     same_origin = state.same.gather(1, rows).gather(2, columns)
     return same_origin & tokens.unsqueeze(-1).eq(tokens.unsqueeze(1))
 
 
-def _assignment(scores: Tensor, settings: BeamSettings) -> Tensor:
+def _assignment(scores: Tensor, settings: BeamSettings) -> Tensor | None:
     """Return the (B, M, K) shares of the pool, which is sorted best first."""
-    hard = torch.eye(
-        scores.size(-1), settings.beam_size, dtype=scores.dtype, device=scores.device
-    ).expand(scores.size(0), -1, -1)
     if settings.mixing == "hard":
-        return hard
-    soft = sorted_soft_topk(scores, settings.beam_size, epsilon=settings.epsilon)
-    if settings.mixing == "soft":
-        return soft
-    # Straight-through: the value is exactly hard, the gradient is that of soft.
-    return hard + (soft - soft.detach())
+        return None
+    weights = sorted_soft_topk(scores, settings.beam_size, epsilon=settings.epsilon)
+    if settings.mixing == "straight-through":  # hard value, soft gradient
+        hard = torch.eye(*weights.shape[1:], dtype=weights.dtype, device=weights.device)
+        weights = hard + (weights - weights.detach())
+    if settings.selection_clip and weights.requires_grad:
+        weights.register_hook(lambda grad: _clipped(grad, settings.selection_clip))
+    return weights
 
 
 def _clipped(gradient: Tensor, norm: float) -> Tensor:

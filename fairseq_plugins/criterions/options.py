@@ -8,115 +8,186 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 )
 from fairseq.dataclass import ChoiceEnum
 
-from fairseq_plugins.beam.losses import LOSSES
+from fairseq_plugins.beam.costs import COSTS
+from fairseq_plugins.beam.engines import ENGINES
+from fairseq_plugins.beam.losses import FINISHING, LOSSES
 from fairseq_plugins.beam.state import MIXINGS
 from fairseq_plugins.pipeline.errors import did_you_mean
 
-__all__ = ["SoftBeamSearchConfig", "check_options", "parse_loss_weights"]
+__all__ = ["SoftBeamSearchConfig", "check_options", "engine_of", "parse_loss_weights"]
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass
 class SoftBeamSearchConfig(LabelSmoothedCrossEntropyCriterionConfig):
     """The criterion's options; README.md has a table with the paper's values."""
 
-    rho: float = field(
-        default=0.3,
-        metadata={
-            "help": "share of the cross entropy; the beam loss has the share 1 - rho, "
-            "and 1 is exactly label_smoothed_cross_entropy (paper: 0.8)"
-        },
+    rho: float = _option(
+        0.3,
+        "share of the cross entropy; the beam loss has the share 1 - rho, and 1 is "
+        "exactly label_smoothed_cross_entropy (paper: 0.8)",
     )
-    beam: int = field(default=5, metadata={"help": "beam size in training (paper: 5)"})
-    beam_loss: str = field(
-        default="survival",
-        metadata={
-            "help": f"one of {', '.join(LOSSES)}, or a weighted sum such as "
-            "'survival=1,slot-ce=0.3' (paper: slot-ce)"
-        },
+    beam: int = _option(5, "beam size in training (paper: 5)")
+    beam_start: Optional[int] = _option(
+        None, "beam size at the first update; default: --beam"
     )
-    mixing: ChoiceEnum(MIXINGS) = field(  # type: ignore[valid-type]
-        default="straight-through",
-        metadata={
-            "help": "what a slot holds: a mixture of hypotheses (soft, the paper's), "
-            "one hypothesis with the gradient of the mixture (straight-through) or "
-            "without it (hard)"
-        },
+    beam_updates: int = _option(0, "updates in which the beam size goes to --beam")
+    beam_loss: str = _option(
+        "risk",
+        f"one of {', '.join(LOSSES)}, or a weighted sum such as "
+        "'risk=1,survival=0.3' (paper: slot-ce)",
     )
-    selection_clip: float = field(
-        default=1.0,
-        metadata={
-            "help": "largest norm of the gradient that flows through one selection of "
-            "one sentence, which else explodes over the steps; 0 does not clip"
-        },
+    engine: ChoiceEnum(ENGINES) = _option(  # type: ignore[valid-type]
+        "auto",
+        "rollout keeps the graph of the search; two-pass searches without one and then "
+        "scores what was found, for hard mixing only; auto is two-pass where it can be",
     )
-    epsilon: float = field(
-        default=2.0,
-        metadata={
-            "help": "smoothing of the selection in nats of log-probability, at the "
-            "first update; a logistic temperature of epsilon / 2 (paper: 0.1)"
-        },
+    mixing: ChoiceEnum(MIXINGS) = _option(  # type: ignore[valid-type]
+        "hard",
+        "what a slot holds: a mixture of hypotheses (soft, the paper's), one "
+        "hypothesis with the gradient of the mixture (straight-through) or without it "
+        "(hard)",
     )
-    epsilon_end: Optional[float] = field(
-        default=None,
-        metadata={"help": "epsilon after --epsilon-updates; default: --epsilon"},
+    selection_clip: float = _option(
+        1.0,
+        "largest norm of the gradient that flows through one selection of one "
+        "sentence, which else explodes over the steps; 0 does not clip",
     )
-    epsilon_updates: int = field(
-        default=0,
-        metadata={"help": "updates in which epsilon goes to its end geometrically"},
+    epsilon: float = _option(
+        2.0,
+        "smoothing of the selection in nats of log-probability, at the first update; a "
+        "logistic temperature of epsilon / 2 (paper: 0.1)",
     )
-    survival_epsilon: float = field(
-        default=2.0,
-        metadata={"help": "epsilon of the memberships in the survival loss, nats"},
+    epsilon_end: Optional[float] = _option(
+        None, "epsilon after --epsilon-updates; default: --epsilon"
     )
-    pool_size: int = field(
-        default=0,
-        metadata={
-            "help": "number of best candidates among which the selection is soft; "
-            "0 is four times the beam"
-        },
+    epsilon_updates: int = _option(
+        0, "updates in which epsilon goes to its end geometrically"
     )
-    reset_to_gold: bool = field(
-        default=False,
-        metadata={
-            "help": "when gold would be pruned start the beam anew from it, instead of "
-            "ending the sentence's survival loss there"
-        },
+    survival_epsilon: float = _option(
+        2.0, "epsilon of the memberships in the survival loss, nats"
     )
+    risk_epsilon: float = _option(
+        0.2,
+        "epsilon of the choice among finished hypotheses, nats a token if "
+        "--beam-lenpen is 1",
+    )
+    mrt_alpha: float = _option(
+        0.1, "sharpness of minimum risk training's distribution over hypotheses"
+    )
+    bso_margin: float = _option(
+        1.0, "margin of beam search optimisation, in nats; it resets to gold below it"
+    )
+    beam_cost: ChoiceEnum(list(COSTS)) = _option(  # type: ignore[valid-type]
+        "bleu", "what risk, mrt and bso hold to be bad: 1 - sentence BLEU, chrF, edits"
+    )
+    pool_size: int = _option(
+        0,
+        "number of best candidates among which the selection is soft; 0 is four times "
+        "the beam",
+    )
+    reset_to_gold: bool = _option(
+        False,
+        "when gold would be pruned start the beam anew from it, instead of ending the "
+        "sentence's survival loss there",
+    )
+    beam_lenpen: float = _option(
+        1.0, "exponent of the length that finished hypotheses are compared by"
+    )
+    beam_min_len: int = _option(1, "shortest hypothesis without its end")
+    beam_max_len_a: float = _option(
+        1.5, "longest hypothesis without its end: a * x + b, x the length of the source"
+    )
+    beam_max_len_b: int = _option(10, "see --beam-max-len-a")
+
+
+def engine_of(cfg: SoftBeamSearchConfig) -> str:
+    """Return the engine that ``auto`` stands for."""
+    if str(cfg.engine) != "auto":
+        return str(cfg.engine)
+    return "two-pass" if str(cfg.mixing) == "hard" else "rollout"
 
 
 def check_options(cfg: SoftBeamSearchConfig, pool_size: int, task: Any) -> None:
     """Raise ``ValueError`` for an option out of its range or unfit for the task."""
-    largest_pool = len(task.target_dictionary) - 2
-    end = cfg.epsilon if cfg.epsilon_end is None else cfg.epsilon_end
-    rules = [
-        ("rho", cfg.rho, 0 <= cfg.rho <= 1, "between 0 and 1"),
-        ("beam", cfg.beam, cfg.beam >= 1, "at least 1"),
-        ("selection-clip", cfg.selection_clip, cfg.selection_clip >= 0, "0 or more"),
-        ("epsilon", cfg.epsilon, cfg.epsilon > 0, "positive"),
-        ("epsilon-end", end, end > 0, "positive"),
-        ("epsilon-updates", cfg.epsilon_updates, cfg.epsilon_updates >= 0, "0 or more"),
-        (
-            "survival-epsilon",
-            cfg.survival_epsilon,
-            cfg.survival_epsilon > 0,
-            "positive",
-        ),
-        (
-            "pool-size",
-            pool_size,
-            cfg.beam < pool_size <= largest_pool,
-            f"above the beam ({cfg.beam}) and at most {largest_pool}, the size of the "
-            "vocabulary without padding and end of sentence",
-        ),
-    ]
-    if cfg.rho < 1:
-        left_pad = getattr(getattr(task, "cfg", None), "left_pad_target", False)
-        prefix = cfg.ignore_prefix_size
-        rules.append(("left-pad-target", left_pad, not left_pad, "off"))
-        rules.append(("ignore-prefix-size", prefix, prefix == 0, "0"))
-    for name, value, is_met, rule in rules:
+    for name, value, is_met, rule in [
+        *_ranges(cfg),
+        *_pool_rules(cfg, pool_size, task),
+        *(_combinations(cfg, task) if cfg.rho < 1 else ()),
+    ]:
         if not is_met:
             raise ValueError(f"`--{name}` must be {rule}, but is {value}.")
+
+
+_Rule = tuple[str, Any, bool, str]
+
+
+def _ranges(cfg: SoftBeamSearchConfig) -> list[_Rule]:
+    end = cfg.epsilon if cfg.epsilon_end is None else cfg.epsilon_end
+    positive = {
+        "epsilon": cfg.epsilon,
+        "epsilon-end": end,
+        "survival-epsilon": cfg.survival_epsilon,
+        "risk-epsilon": cfg.risk_epsilon,
+        "mrt-alpha": cfg.mrt_alpha,
+    }
+    not_negative = {
+        "selection-clip": cfg.selection_clip,
+        "epsilon-updates": cfg.epsilon_updates,
+        "beam-updates": cfg.beam_updates,
+        "bso-margin": cfg.bso_margin,
+        "beam-min-len": cfg.beam_min_len,
+        "beam-max-len-a": cfg.beam_max_len_a,
+        "beam-max-len-b": cfg.beam_max_len_b,
+    }
+    start = cfg.beam if cfg.beam_start is None else cfg.beam_start
+    return [
+        ("rho", cfg.rho, 0 <= cfg.rho <= 1, "between 0 and 1"),
+        ("beam", cfg.beam, cfg.beam >= 1, "at least 1"),
+        ("beam-start", start, start >= 1, "at least 1"),
+        *((name, value, value > 0, "positive") for name, value in positive.items()),
+        *((name, v, v >= 0, "0 or more") for name, v in not_negative.items()),
+    ]
+
+
+def _pool_rules(cfg: SoftBeamSearchConfig, pool_size: int, task: Any) -> list[_Rule]:
+    largest_pool = len(task.target_dictionary) - 2
+    widest = max(cfg.beam, cfg.beam_start or 0)
+    rule = (
+        f"above the beam ({widest}) and at most {largest_pool}, the size of the "
+        "vocabulary without padding and end of sentence"
+    )
+    return [("pool-size", pool_size, widest < pool_size <= largest_pool, rule)]
+
+
+def _combinations(cfg: SoftBeamSearchConfig, task: Any) -> list[_Rule]:
+    left_pad = getattr(getattr(task, "cfg", None), "left_pad_target", False)
+    prefix = cfg.ignore_prefix_size
+    losses = parse_loss_weights(cfg.beam_loss)
+    resets = cfg.reset_to_gold or "bso" in losses
+    finishing = [name for name in FINISHING if name in losses]
+    is_soft = str(cfg.mixing) != "hard"
+    two_pass = str(cfg.engine) == "two-pass"
+    return [
+        ("left-pad-target", left_pad, not left_pad, "off"),
+        ("ignore-prefix-size", prefix, prefix == 0, "0"),
+        (
+            "engine",
+            cfg.engine,
+            not (two_pass and is_soft),
+            "rollout unless mixing is hard",
+        ),
+        (
+            "beam-loss",
+            cfg.beam_loss,
+            not (resets and finishing),
+            f"without {' and '.join(finishing)} when the beam starts anew from gold "
+            "(--reset-to-gold or bso), since nothing then ends as it does in a search",
+        ),
+    ]
 
 
 def parse_loss_weights(text: str) -> dict[str, float]:

@@ -7,7 +7,6 @@ import inspect
 import math
 from typing import Any, Iterator
 
-import torch
 from fairseq.criterions import register_criterion
 from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterion,
@@ -15,17 +14,21 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 from fairseq.logging import metrics
 from torch import Tensor, nn
 
-from fairseq_plugins.beam.decoder import (
-    IncrementalDecoder,
-    check_decoder,
-    without_dropout,
+from fairseq_plugins.beam.costs import Spelling
+from fairseq_plugins.beam.decoder import check_decoder, without_dropout
+from fairseq_plugins.beam.engines import searched_with_gradients
+from fairseq_plugins.beam.objective import (
+    ObjectiveSettings,
+    beam_loss,
+    search_statistics,
+    what_losses_want,
 )
-from fairseq_plugins.beam.rollout import Rollout, rollout
-from fairseq_plugins.beam.schedule import geometric
+from fairseq_plugins.beam.schedule import geometric, stepwise
 from fairseq_plugins.beam.state import BeamSettings
 from fairseq_plugins.criterions.options import (
     SoftBeamSearchConfig,
     check_options,
+    engine_of,
     parse_loss_weights,
 )
 
@@ -36,10 +39,10 @@ __all__ = ["SoftBeamSearchCriterion"]
 class SoftBeamSearchCriterion(LabelSmoothedCrossEntropyCriterion):
     """rho * label-smoothed cross entropy + (1 - rho) * beam loss.
 
-    The beam loss comes from a beam search with gradients that starts from the same
-    encoder output (Xie et al., NeurIPS 2020, section 5). In evaluation mode, and with
-    rho = 1, this is label-smoothed cross entropy alone, so that validation losses of
-    different runs can be compared.
+    The beam loss comes from a beam search that starts from the same encoder output
+    (Xie et al., NeurIPS 2020, section 5); `fairseq_plugins.beam` has the losses and
+    the engines. In evaluation mode, and with rho = 1, this is label-smoothed cross
+    entropy alone, so that validation losses of different runs can be compared.
 
     Raises:
         ValueError: an option is out of its range or does not fit the task.
@@ -55,9 +58,10 @@ class SoftBeamSearchCriterion(LabelSmoothedCrossEntropyCriterion):
         )
         self.cfg = cfg
         self.loss_weights = parse_loss_weights(cfg.beam_loss)
-        self.pool_size = cfg.pool_size or 4 * cfg.beam
+        self.pool_size = cfg.pool_size or 4 * max(cfg.beam, cfg.beam_start or 0)
         self.num_updates = 0
         check_options(cfg, self.pool_size, task)
+        self.objective = _objective(cfg, self.loss_weights, task)
         _listen_to_update_number(self, task)
 
     @property
@@ -67,6 +71,12 @@ class SoftBeamSearchCriterion(LabelSmoothedCrossEntropyCriterion):
         return geometric(
             self.cfg.epsilon, end, self.cfg.epsilon_updates, self.num_updates
         )
+
+    @property
+    def beam_size(self) -> int:
+        """Return the beam size at the present update."""
+        start = self.cfg.beam if self.cfg.beam_start is None else self.cfg.beam_start
+        return stepwise(start, self.cfg.beam, self.cfg.beam_updates, self.num_updates)
 
     def forward(
         self, model: Any, sample: dict[str, Any], reduce: bool = True
@@ -85,80 +95,104 @@ class SoftBeamSearchCriterion(LabelSmoothedCrossEntropyCriterion):
         with _output_of(model.encoder) as encoder_outs:
             ce_loss, sample_size, logged = super().forward(model, sample)
         with without_dropout(model.decoder):
-            result = self._search(model, encoder_outs[0], sample)
-        weighted = [
-            weight * result.losses[name] for name, weight in self.loss_weights.items()
-        ]
-        beam_loss = torch.stack(weighted).sum()
-        loss = self.cfg.rho * ce_loss + (1 - self.cfg.rho) * beam_loss
-        logged.update(self._logged(loss, ce_loss, beam_loss, result, sample))
+            trace = searched_with_gradients(
+                engine_of(self.cfg),
+                model,
+                encoder_outs[0],
+                sample["net_input"]["prev_output_tokens"][:, 0],
+                sample["target"],
+                settings=self._beam_settings(model, sample),
+                what=what_losses_want(self.loss_weights),
+                max_lens=self._max_len(sample["net_input"]["src_lengths"]).long(),
+            )
+        searched, quality = beam_loss(trace, sample["target"], self.objective)
+        loss = self.cfg.rho * ce_loss + (1 - self.cfg.rho) * searched
+        logged.update(loss=loss.data, ce_loss=ce_loss.data, beam_loss=searched.data)
+        logged.update(search_statistics(trace))
+        logged.update(quality)
+        # Averages over batches and workers are weighted by tokens.
+        num_tokens = sample["ntokens"]
+        logged.update(epsilon=self.epsilon * num_tokens, beam_tokens=num_tokens)
+        logged.update(beam=self.beam_size * num_tokens)
         return loss, sample_size, logged
 
-    def _search(self, model: Any, encoder_out: Any, sample: dict[str, Any]) -> Rollout:
-        target = sample["target"]
-        decoder = IncrementalDecoder(
-            model, encoder_out, batch_size=target.size(0), beam_size=self.cfg.beam
-        )
-        settings = BeamSettings(
-            beam_size=self.cfg.beam,
+    def _max_len(self, source_length: Any) -> Any:
+        # fairseq takes the longest source of the batch here; with each sentence's own,
+        # its loss does not depend on the others.
+        return self.cfg.beam_max_len_a * source_length + self.cfg.beam_max_len_b
+
+    def _beam_settings(self, model: Any, sample: dict[str, Any]) -> BeamSettings:
+        cfg = self.cfg
+        longest = int(self._max_len(sample["net_input"]["src_tokens"].size(1)))
+        margin = cfg.bso_margin if "bso" in self.loss_weights else None
+        return BeamSettings(
+            beam_size=self.beam_size,
             pool_size=self.pool_size,
+            max_len=min(longest, model.max_decoder_positions() - 1),
+            min_len=cfg.beam_min_len,
             epsilon=self.epsilon,
-            survival_epsilon=self.cfg.survival_epsilon,
-            mixing=str(self.cfg.mixing),
-            selection_clip=self.cfg.selection_clip,
-            reset_to_gold=self.cfg.reset_to_gold,
+            mixing=str(cfg.mixing),
+            selection_clip=cfg.selection_clip,
+            reset_margin=0.0 if margin is None and cfg.reset_to_gold else margin,
             pad_id=self.padding_idx,
             eos_id=self.task.target_dictionary.eos(),
         )
-        return rollout(
-            decoder,
-            sample["net_input"]["prev_output_tokens"][:, 0],
-            target,
-            settings=settings,
-            losses=tuple(self.loss_weights),
-        )
-
-    def _logged(
-        self,
-        loss: Tensor,
-        ce_loss: Tensor,
-        beam_loss: Tensor,
-        result: Rollout,
-        sample: dict[str, Any],
-    ) -> dict[str, Any]:
-        """Return sums, which fairseq adds up over batches and workers."""
-        return {
-            "loss": loss.data,
-            "ce_loss": ce_loss.data,
-            "beam_loss": beam_loss.data,
-            "gold_in_beam": result.gold_in_beam.sum(),
-            "distinct": result.distinct.sum(),
-            "selections": result.selections.sum(),
-            "epsilon": self.epsilon * sample["ntokens"],
-            "beam_tokens": sample["ntokens"],
-        }
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
         """Log the losses in bits a token, and the rates of the search."""
         LabelSmoothedCrossEntropyCriterion.reduce_metrics(logging_outputs)
-        sums = {
-            name: sum(log.get(name, 0) for log in logging_outputs)
-            for name in ("sample_size", "beam_tokens", "selections")
-        }
-        if not sums["beam_tokens"]:
+
+        def total(name: str) -> Any:
+            return sum(log.get(name, 0) for log in logging_outputs)
+
+        if not total("beam_tokens"):
             return
-        for name, divisor, scale in (
-            ("ce_loss", "sample_size", 1 / math.log(2)),
-            ("beam_loss", "sample_size", 1 / math.log(2)),
-            ("gold_in_beam", "beam_tokens", 1.0),
-            ("distinct", "selections", 1.0),
-            ("epsilon", "beam_tokens", 1.0),
-        ):
-            total = sum(log.get(name, 0) for log in logging_outputs)
-            weight = sums[divisor]
-            value = total * scale / max(weight, 1)
-            metrics.log_scalar(name, value, weight, round=4)
+        for name, divisor in _LOGGED.items():
+            if not any(name in log for log in logging_outputs):
+                continue
+            scale = 1 / math.log(2) if name.endswith("_loss") else 1.0
+            weight = total(divisor)
+            metrics.log_scalar(
+                name, total(name) * scale / max(weight, 1), weight, round=4
+            )
+
+
+# What is logged, and what its sum is divided by.
+_LOGGED = {
+    "ce_loss": "sample_size",
+    "beam_loss": "sample_size",
+    "cost": "beam_tokens",
+    "oracle_cost": "beam_tokens",
+    "gold_in_beam": "beam_tokens",
+    "distinct": "selections",
+    "resets": "selections",
+    "epsilon": "beam_tokens",
+    "beam": "beam_tokens",
+}
+
+
+def _objective(
+    cfg: SoftBeamSearchConfig, weights: dict[str, float], task: Any
+) -> ObjectiveSettings:
+    dictionary = task.target_dictionary
+    spelling = None
+    if str(cfg.beam_cost) == "chrf":
+        subwords = dictionary.symbols
+        specials = dictionary.nspecial
+        spelling = Spelling([""] * specials + list(subwords[specials:]))
+    return ObjectiveSettings(
+        weights=weights,
+        pad_id=dictionary.pad(),
+        eos_id=dictionary.eos(),
+        survival_epsilon=cfg.survival_epsilon,
+        risk_epsilon=cfg.risk_epsilon,
+        mrt_alpha=cfg.mrt_alpha,
+        bso_margin=cfg.bso_margin,
+        lenpen=cfg.beam_lenpen,
+        cost=str(cfg.beam_cost),
+        spelling=spelling,
+    )
 
 
 def _listen_to_update_number(criterion: SoftBeamSearchCriterion, task: Any) -> None:

@@ -1,0 +1,152 @@
+"""How bad a hypothesis is, for whole batches at once: 1 - BLEU, 1 - chrF, edits.
+
+Texts are rows of symbols, padded right: subwords as they are, or the characters that
+they spell (`Spelling`). N-grams are compared pairwise, so that no loop runs over
+sentences; the largest intermediate has (rows, length, length) truth values.
+"""
+from __future__ import annotations
+
+from typing import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+__all__ = ["COSTS", "Spelling", "bleu_cost", "chrf_cost", "edit_cost"]
+
+BLEU_ORDER, CHRF_ORDER, CHRF_BETA = 4, 6, 2.0
+
+
+def bleu_cost(hypotheses: Tensor, references: Tensor, pad: int) -> Tensor:
+    """Return 1 - sentence BLEU with add-one smoothing of orders above 1.
+
+    The smoothing is Lin and Och's (2004), which sequence-level training has used since
+    Shen et al. (2016); it makes the cost informative where no 4-gram matches.
+
+    Args:
+        hypotheses: shape (N, L), padded right.
+        references: shape (N, R), padded right.
+
+    Returns:
+        cost between 0 and 1, shape (N,), float32.
+    """
+    lengths, wanted = _lengths(hypotheses, pad), _lengths(references, pad)
+    total = torch.zeros_like(lengths, dtype=torch.float32)
+    for order, matches in _matches(hypotheses, references, pad, BLEU_ORDER):
+        smoothing = float(order > 1)
+        possible = (lengths - order + 1).clamp_min(0)
+        total += ((matches + smoothing) / (possible + smoothing).clamp_min(1)).log()
+    brevity = (1 - wanted / lengths.clamp_min(1)).clamp_max(0.0)
+    bleu = (total / BLEU_ORDER + brevity).exp()
+    return 1 - bleu.masked_fill(lengths == 0, 0.0)
+
+
+def chrf_cost(hypotheses: Tensor, references: Tensor, pad: int) -> Tensor:
+    """Return 1 - chrF (Popovic, 2015; orders to 6, beta 2) of rows of characters.
+
+    As in sacrebleu, orders for which both texts are too short do not count.
+    Arguments and result as in `bleu_cost`.
+    """
+    lengths, wanted = _lengths(hypotheses, pad), _lengths(references, pad)
+    total = torch.zeros_like(lengths, dtype=torch.float32)
+    orders = torch.zeros_like(total)
+    for order, matches in _matches(hypotheses, references, pad, CHRF_ORDER):
+        possible = (lengths - order + 1).clamp_min(0)
+        needed = (wanted - order + 1).clamp_min(0)
+        precision = matches / possible.clamp_min(1)
+        recall = matches / needed.clamp_min(1)
+        weighted = CHRF_BETA**2 * precision + recall
+        score = (1 + CHRF_BETA**2) * precision * recall / weighted.clamp_min(1e-16)
+        counts = (possible > 0) & (needed > 0)
+        total += score.masked_fill(~counts, 0.0)
+        orders += counts
+    return 1 - total / orders.clamp_min(1)
+
+
+def edit_cost(hypotheses: Tensor, references: Tensor, pad: int) -> Tensor:
+    """Return the edit distance (Levenshtein) over the longer length.
+
+    Arguments and result as in `bleu_cost`.
+    """
+    lengths, wanted = _lengths(hypotheses, pad), _lengths(references, pad)
+    columns = torch.arange(references.size(1) + 1, device=references.device)
+    row = columns.float().expand(len(references), -1)
+    distances = row.gather(1, wanted.unsqueeze(1)).squeeze(1)
+    for index in range(hypotheses.size(1)):
+        changed = row[:, :-1] + hypotheses[:, index, None].ne(references)
+        reached = torch.minimum(row[:, 1:] + 1, changed)
+        first = torch.full_like(row[:, :1], index + 1.0)
+        reached = torch.cat([first, reached], dim=1)
+        # Insertions run along the row: a running minimum once their price is out.
+        row = (reached - columns).cummin(1).values + columns
+        at_end = row.gather(1, wanted.unsqueeze(1)).squeeze(1)
+        distances = torch.where(lengths == index + 1, at_end, distances)
+    return distances / torch.maximum(lengths, wanted).clamp_min(1)
+
+
+COSTS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "bleu": bleu_cost,
+    "chrf": chrf_cost,
+    "edit": edit_cost,
+}
+
+
+class Spelling:
+    """The characters of each subword, to turn rows of subwords into rows of characters.
+
+    Args:
+        subwords: of the dictionary, in its order; special symbols are spelled as "".
+        word_mark: begins a word (SentencePiece), and is left out, as chrF leaves out
+            spaces.
+        join_mark: ends a subword that goes on (subword-nmt), and is left out.
+    """
+
+    def __init__(
+        self, subwords: Iterable[str], *, word_mark: str = "▁", join_mark: str = "@@"
+    ) -> None:
+        texts = [s.replace(word_mark, "").removesuffix(join_mark) for s in subwords]
+        width = max(1, *map(len, texts))
+        codes = [[ord(c) for c in text] + [0] * (width - len(text)) for text in texts]
+        self._table = torch.tensor(codes, dtype=torch.int32)
+
+    def characters(self, tokens: Tensor) -> Tensor:
+        """Return code points, padded right with 0: (N, L) -> (N, C)."""
+        self._table = self._table.to(tokens.device)
+        letters = self._table[tokens].flatten(1)
+        is_letter = letters.ne(0)
+        width = int(is_letter.sum(-1).max()) if letters.numel() else 0
+        # A stable sort by "is padding" moves the letters left and keeps their order.
+        order = (~is_letter).int().argsort(dim=1, stable=True)[:, :width]
+        return letters.gather(1, order)
+
+
+def _lengths(tokens: Tensor, pad: int) -> Tensor:
+    return tokens.ne(pad).sum(-1)
+
+
+def _matches(
+    hypotheses: Tensor, references: Tensor, pad: int, max_order: int
+) -> Iterable[tuple[int, Tensor]]:
+    """Yield each order with the number of n-grams in common, clipped: (N,).
+
+    The r-th occurrence of an n-gram matches if the reference has r of them or more.
+    """
+    across = hypotheses.unsqueeze(2).eq(references.unsqueeze(1))
+    within = hypotheses.unsqueeze(2).eq(hypotheses.unsqueeze(1))
+    across = across & hypotheses.ne(pad).unsqueeze(2)
+    within = within & hypotheses.ne(pad).unsqueeze(2)
+    first_across, first_within = across, within
+    for order in range(1, max_order + 1):
+        if order > 1:
+            across = _extended(across, first_across, order)
+            within = _extended(within, first_within, order)
+        occurrence = within.tril().sum(-1)
+        there = across.sum(-1)
+        yield order, ((occurrence > 0) & (occurrence <= there)).sum(-1).float()
+
+
+def _extended(shorter: Tensor, single: Tensor, order: int) -> Tensor:
+    """Return which n-grams are equal, from those one shorter and single symbols."""
+    rows, columns = single.size(1) - order + 1, single.size(2) - order + 1
+    if rows <= 0 or columns <= 0:
+        return single[:, : max(rows, 0), : max(columns, 0)]
+    return shorter[:, :rows, :columns] & single[:, order - 1 :, order - 1 :]

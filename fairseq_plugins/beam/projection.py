@@ -1,0 +1,135 @@
+"""A few log-probabilities out of a large vocabulary, without keeping its logits.
+
+Full-vocabulary logits of K slots and T positions would be the largest tensor of
+training by far. Here a piece of them exists at a time: values are gathered from it,
+and the backward pass computes it anew for the rows that a gradient reaches at all.
+"""
+from __future__ import annotations
+
+from typing import Any, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["OutputLayer", "log_probs_of"]
+
+PIECE, PIECE_GPU = 2**20, 2**25  # logits that exist at a time
+
+
+class OutputLayer:
+    """From features to float32 logits, and the parameters on the way.
+
+    Args:
+        decoder: a fairseq decoder with ``output_layer``.
+    """
+
+    def __init__(self, decoder: nn.Module) -> None:
+        self._decoder: Any = decoder
+        self.parameters = [p for p in _parameters(decoder) if p.requires_grad]
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return self._decoder.output_layer(features).float()
+
+
+def _parameters(decoder: Any) -> Iterator[nn.Parameter]:
+    """Yield what ``output_layer`` of an LSTM or a Transformer decoder multiplies by."""
+    if hasattr(decoder, "output_projection"):
+        yield from decoder.output_projection.parameters()
+    elif getattr(decoder, "share_input_output_embed", False):
+        yield decoder.embed_tokens.weight
+    else:
+        yield from decoder.fc_out.parameters()
+
+
+def log_probs_of(
+    output_layer: OutputLayer,
+    features: Tensor,
+    rows: Tensor,
+    tokens: Tensor,
+    values: Tensor | None = None,
+) -> Tensor:
+    """Return ``log_softmax(output_layer(features))[rows, tokens]``, in float32.
+
+    Args:
+        features: shape (N, D).
+        rows: ascending, shape (E,).
+        tokens: shape (E,).
+        values: the result if it is known already, so that only its gradient is left
+            to be computed, shape (E,).
+    """
+    return _LogProbs.apply(
+        output_layer, rows, tokens, values, features, *output_layer.parameters
+    )
+
+
+class _LogProbs(torch.autograd.Function):
+    """Keeps features and no logits; differentiable once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output_layer: OutputLayer,
+        rows: Tensor,
+        tokens: Tensor,
+        values: Tensor | None,
+        features: Tensor,
+        *parameters: Tensor,
+    ) -> Tensor:
+        if values is None:
+            values = _gather(output_layer, features, rows, tokens)
+        ctx.output_layer = output_layer
+        ctx.save_for_backward(rows, tokens, features)
+        return values.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        rows, tokens, features = ctx.saved_tensors
+        layer: OutputLayer = ctx.output_layer
+        grad_features = torch.zeros_like(features)
+        grad_parameters = [torch.zeros_like(p) for p in layer.parameters]
+        reached = grad.ne(0)
+        rows, tokens, grad = rows[reached], tokens[reached], grad[reached]
+        pieces = _pieces(layer, features, rows, tokens)
+        for at, piece_rows, piece_tokens, picked in pieces:
+            with torch.enable_grad():
+                inputs = features[at].detach().requires_grad_()
+                logits = layer(inputs)
+            # d log p_v / d logits = one-hot(v) - p, times the gradient, summed a row.
+            slope = torch.softmax(logits.detach(), -1)
+            total = slope.new_zeros(len(at)).index_add_(0, piece_rows, grad[picked])
+            slope.mul_(-total.unsqueeze(-1))
+            slope.index_put_((piece_rows, piece_tokens), grad[picked], accumulate=True)
+            found = torch.autograd.grad(logits, [inputs, *layer.parameters], slope)
+            grad_features[at] = found[0]
+            for total_grad, part in zip(grad_parameters, found[1:]):
+                total_grad += part
+        return (None, None, None, None, grad_features, *grad_parameters)
+
+
+def _gather(
+    layer: OutputLayer, features: Tensor, rows: Tensor, tokens: Tensor
+) -> Tensor:
+    values = features.new_empty(rows.shape, dtype=torch.float32)
+    for at, piece_rows, piece_tokens, picked in _pieces(layer, features, rows, tokens):
+        log_probs = torch.log_softmax(layer(features[at]), -1)
+        values[picked] = log_probs[piece_rows, piece_tokens]
+    return values
+
+
+def _pieces(
+    layer: OutputLayer, features: Tensor, rows: Tensor, tokens: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor, slice]]:
+    """Yield rows of features, and the entries that lie on them, piece by piece."""
+    if not rows.numel():
+        return
+    used, position = torch.unique_consecutive(rows, return_inverse=True)
+    piece = PIECE_GPU if features.is_cuda else PIECE
+    size = max(1, piece // layer.parameters[0].size(0)) if layer.parameters else 4096
+    starts = torch.arange(0, used.numel(), size, device=rows.device)
+    bounds: Sequence[int] = torch.searchsorted(position, starts).tolist()
+    bounds = [*bounds, rows.numel()]
+    for index, (start, end) in enumerate(zip(bounds, bounds[1:])):
+        at = used[index * size : (index + 1) * size]
+        entries = slice(start, end)
+        yield at, position[entries] - index * size, tokens[entries], entries

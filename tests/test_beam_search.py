@@ -1,0 +1,147 @@
+"""The search of training against fairseq's own, and the engines against each other."""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+BEAM = 3
+
+
+@pytest.fixture
+def settings(task: Any) -> Any:
+    from fairseq_plugins.beam.state import BeamSettings
+
+    return BeamSettings(
+        beam_size=BEAM,
+        pool_size=4 * BEAM,
+        max_len=12,
+        pad_id=task.target_dictionary.pad(),
+        eos_id=task.target_dictionary.eos(),
+    )
+
+
+def run(engine: str, model: Any, sample: Any, settings: Any, what: Any) -> Any:
+    from fairseq_plugins.beam.decoder import without_dropout
+    from fairseq_plugins.beam.engines import searched_with_gradients
+
+    net_input = sample["net_input"]
+    encoder_out = model.encoder(net_input["src_tokens"], net_input["src_lengths"])
+    with without_dropout(model.decoder):
+        return searched_with_gradients(
+            engine, model, encoder_out, net_input["prev_output_tokens"][:, 0],
+            sample["target"], settings=settings, what=what,
+        )  # fmt: skip
+
+
+def everything(**changes: bool) -> Any:
+    from fairseq_plugins.beam.two_pass import Wanted
+
+    return Wanted(gold=True, finished=True, first_slot=True)._replace(**changes)
+
+
+def hypotheses_of(trace: Any, settings: Any, lenpen: float) -> list[list[Any]]:
+    """Return (score, tokens) of each sentence's finished hypotheses, best first."""
+    from fairseq_plugins.beam.trace import finished_hypotheses
+
+    found = finished_hypotheses(trace, pad_id=settings.pad_id, eos_id=settings.eos_id)
+    return [
+        sorted(
+            (
+                (float(score), tokens[:length].tolist())
+                for score, tokens, length in zip(scores, rows, lengths)
+                if length > 0
+            ),
+            reverse=True,
+        )
+        for scores, rows, lengths in zip(
+            found.scores(lenpen).detach(), found.tokens, found.lengths
+        )
+    ]
+
+
+def generated(model: Any, task: Any, sample: Any, **options: Any) -> list[list[Any]]:
+    from fairseq.sequence_generator import SequenceGenerator
+
+    generator = SequenceGenerator([model], task.target_dictionary, **options)
+    return [
+        [(float(h["score"]), h["tokens"].tolist()) for h in sentence]
+        for sentence in generator.generate([model], sample)
+    ]
+
+
+def assert_same_hypotheses(ours: Any, theirs: Any) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        assert [tokens for _, tokens in one] == [tokens for _, tokens in other]
+        for (score, _), (expected, _) in zip(one, other):
+            assert score == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "beam, lenpen, min_len, max_len",
+    [(1, 1.0, 1, 12), (3, 1.0, 1, 12), (5, 0.0, 4, 9), (4, 2.0, 1, 3)],
+)
+def test_a_hard_search_returns_what_fairseqs_generator_returns(
+    arch, beam, lenpen, min_len, max_len,
+    make_model, task, sentences, collate, settings,
+):  # fmt: skip
+    sample, model = collate(sentences), make_model(arch).eval()
+    settings = dataclasses.replace(
+        settings, beam_size=beam, pool_size=beam + 1, min_len=min_len, max_len=max_len
+    )
+    with torch.no_grad():
+        trace = run("rollout", model, sample, settings, everything(
+            gold=False, first_slot=False))
+    expected = generated(
+        model, task, sample, beam_size=beam, len_penalty=lenpen, min_len=min_len,
+        max_len_a=0, max_len_b=max_len,
+    )  # fmt: skip
+    assert_same_hypotheses(hypotheses_of(trace, settings, lenpen), expected)
+
+
+def losses_and_gradients(trace: Any, model: Any, sample: Any, settings: Any) -> Any:
+    from fairseq_plugins.beam import losses
+    from fairseq_plugins.beam.trace import finished_hypotheses
+
+    found = finished_hypotheses(trace, pad_id=settings.pad_id, eos_id=settings.eos_id)
+    generator = torch.Generator().manual_seed(1)
+    costs = torch.rand(found.lengths.shape, generator=generator)
+    edge_costs = torch.rand(trace.gold.size(0), 40, generator=generator)
+    edge_costs = edge_costs[:, : trace.gold.size(1)]
+    values = {
+        "slot-ce": losses.slot_ce(trace),
+        "survival": losses.survival(trace, epsilon=2.0),
+        "bso": losses.beam_margin(trace, edge_costs, margin=1.0),
+        "risk": losses.soft_risk(found, costs, epsilon=0.5, lenpen=1.0),
+        "mrt": losses.minimum_risk(found, costs, alpha=0.5),
+    }
+    gradients = {}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    for name, value in values.items():
+        gradients[name] = torch.autograd.grad(
+            value.sum(), parameters, retain_graph=True, allow_unused=True
+        )
+    return values, gradients
+
+
+@pytest.mark.parametrize("reset_margin", [None, 0.0, 1.0])
+def test_both_engines_give_the_same_losses_and_gradients(
+    arch, reset_margin, make_model, sentences, collate, settings
+):
+    settings = dataclasses.replace(settings, reset_margin=reset_margin)
+    sample, model = collate(sentences), make_model(arch)
+    results = {}
+    for engine in ("rollout", "two-pass"):
+        trace = run(engine, model, sample, settings, everything())
+        results[engine] = losses_and_gradients(trace, model, sample, settings)
+    (values, gradients), (others, other_gradients) = results.values()
+    for name, value in values.items():
+        assert value.abs().max() > 0, name
+        torch.testing.assert_close(others[name], value, rtol=1e-5, atol=1e-5)
+        scale = max(g.abs().max() for g in gradients[name] if g is not None)
+        for one, other in zip(other_gradients[name], gradients[name]):
+            assert (one is None) == (other is None)
+            if one is not None:
+                torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * scale)
