@@ -145,3 +145,53 @@ def test_both_engines_give_the_same_losses_and_gradients(
             assert (one is None) == (other is None)
             if one is not None:
                 torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * scale)
+
+
+def test_shared_dropout_treats_slots_with_one_prefix_alike(
+    arch, make_model, sentences, collate
+):
+    from fairseq_plugins.beam.decoder import IncrementalDecoder, without_dropout
+    from fairseq_plugins.beam.shared_dropout import shared_dropout
+    from fairseq_plugins.beam.tree import PrefixTree
+    from fairseq_plugins.beam.tree_decoder import tree_features
+
+    sample, model = collate(sentences[:4]), make_model(arch, dropout=0.5)
+    net_input = sample["net_input"]
+    start = net_input["prev_output_tokens"][:, 0]
+    # A root in slot 0, and after it the same token in all three slots.
+    node = torch.tensor([[0, -1, -1], [1, 2, 3]]).expand(4, -1, -1)
+    tokens = torch.cat([start.unsqueeze(1), torch.full((4, BEAM), 7)], dim=1)
+    depths = torch.tensor([0, 1, 1, 1]).expand(4, -1)
+    parents, is_node = torch.zeros_like(depths), torch.ones_like(depths).bool()
+    tree = PrefixTree(node, tokens, parents, depths, is_node)
+    parallel = tree if arch == "transformer" else None
+    with without_dropout(model), torch.no_grad():
+        encoder_out = model.encoder(net_input["src_tokens"], net_input["src_lengths"])
+        plain = tree_features(model, encoder_out, tree)
+        with shared_dropout(model.decoder, beam_size=BEAM, tree=parallel):
+            dropped = tree_features(model, encoder_out, tree)
+        decoder = IncrementalDecoder(model, encoder_out, batch_size=4, beam_size=BEAM)
+        with shared_dropout(model.decoder, beam_size=BEAM):
+            inputs = decoder.embed(tokens[:, 1:])
+            stepped = decoder.step(inputs, 0)
+        again = tree_features(model, encoder_out, tree)
+    for features in (dropped[:, 1:], stepped):
+        torch.testing.assert_close(features[:, :1].expand_as(features), features)
+        assert not torch.allclose(features, plain[:, 1:])
+        assert not torch.allclose(features[:1].expand_as(features), features)
+    assert torch.equal(again, plain)
+
+
+def test_gradients_with_shared_dropout_reach_the_whole_model(
+    arch, make_model, make_criterion, sentences, collate
+):
+    for engine in ("rollout", "two-pass"):
+        model = make_model(arch, dropout=0.3)
+        criterion = make_criterion(
+            rho=0.0, beam_loss="risk", beam_dropout="shared", engine=engine
+        )
+        loss, _, _ = criterion(model, collate(sentences))
+        loss.backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        assert gradients and all(g.isfinite().all() for g in gradients)
+        assert sum(float(g.abs().sum()) for g in gradients) > 0

@@ -129,6 +129,19 @@ def test_gradients_of_the_beam_loss_reach_every_parameter(
             assert gradients[name].abs().max() > 0, name
 
 
+@option_sets
+def test_bfloat16_gives_the_losses_of_float32_to_its_precision(
+    arch, options, make_model, make_criterion, sentences, collate
+):
+    criterion, sample = make_criterion(rho=0.5, **options), collate(sentences)
+    logged, _ = loss_and_gradients(criterion, make_model(arch), sample)
+    rounded, gradients = loss_and_gradients(
+        criterion, make_model(arch).bfloat16(), sample
+    )
+    assert rounded["loss"] == pytest.approx(float(logged["loss"]), rel=0.1)
+    assert all(g.isfinite().all() for g in gradients.values())
+
+
 def test_a_search_leaves_every_module_in_its_mode(
     arch, make_model, make_criterion, sentences, collate
 ):

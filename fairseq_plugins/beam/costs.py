@@ -43,23 +43,21 @@ def bleu_cost(hypotheses: Tensor, references: Tensor, pad: int) -> Tensor:
 def chrf_cost(hypotheses: Tensor, references: Tensor, pad: int) -> Tensor:
     """Return 1 - chrF (Popovic, 2015; orders to 6, beta 2) of rows of characters.
 
-    As in sacrebleu, orders for which both texts are too short do not count.
-    Arguments and result as in `bleu_cost`.
+    As in sacrebleu, precision and recall are averaged over the orders for which both
+    texts are long enough. Arguments and result as in `bleu_cost`.
     """
     lengths, wanted = _lengths(hypotheses, pad), _lengths(references, pad)
-    total = torch.zeros_like(lengths, dtype=torch.float32)
-    orders = torch.zeros_like(total)
+    precision, recall, orders = torch.zeros(3, len(lengths), device=lengths.device)
     for order, matches in _matches(hypotheses, references, pad, CHRF_ORDER):
         possible = (lengths - order + 1).clamp_min(0)
         needed = (wanted - order + 1).clamp_min(0)
-        precision = matches / possible.clamp_min(1)
-        recall = matches / needed.clamp_min(1)
-        weighted = CHRF_BETA**2 * precision + recall
-        score = (1 + CHRF_BETA**2) * precision * recall / weighted.clamp_min(1e-16)
         counts = (possible > 0) & (needed > 0)
-        total += score.masked_fill(~counts, 0.0)
+        precision += torch.where(counts, matches / possible.clamp_min(1), 0.0)
+        recall += torch.where(counts, matches / needed.clamp_min(1), 0.0)
         orders += counts
-    return 1 - total / orders.clamp_min(1)
+    precision, recall = (value / orders.clamp_min(1) for value in (precision, recall))
+    weighted = CHRF_BETA**2 * precision + recall
+    return 1 - (1 + CHRF_BETA**2) * precision * recall / weighted.clamp_min(1e-16)
 
 
 def edit_cost(hypotheses: Tensor, references: Tensor, pad: int) -> Tensor:

@@ -1,6 +1,7 @@
 """The two ways to a trace with gradients."""
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from fairseq_plugins.beam.decoder import IncrementalDecoder
 from fairseq_plugins.beam.projection import OutputLayer
 from fairseq_plugins.beam.rollout import rollout
+from fairseq_plugins.beam.shared_dropout import shared_dropout
 from fairseq_plugins.beam.state import BeamSettings
 from fairseq_plugins.beam.trace import BeamTrace
 from fairseq_plugins.beam.two_pass import Wanted, scored
@@ -28,6 +30,7 @@ def searched_with_gradients(
     settings: BeamSettings,
     what: Wanted,
     max_lens: Tensor | None = None,
+    dropout: bool = False,
 ) -> BeamTrace:
     """Search, and return the trace with gradients in the scores that are wanted.
 
@@ -38,12 +41,16 @@ def searched_with_gradients(
         start_tokens: the token that begins every hypothesis, shape (B,).
         target: gold tokens with their end of sentence, padded right, shape (B, T).
         max_lens: lower limits than ``settings.max_len``, shape (B,).
+        dropout: score with one mask for all hypotheses of a sentence at a step. The
+            search of ``two-pass`` is without, that of ``rollout`` is what is scored.
     """
     if engine == "rollout":
-        return search(
-            model, encoder_out, start_tokens, target,
-            settings=settings, what=what, max_lens=max_lens,
-        )  # fmt: skip
+        on = shared_dropout(model.decoder, beam_size=settings.beam_size)
+        with on if dropout else contextlib.nullcontext():
+            return search(
+                model, encoder_out, start_tokens, target,
+                settings=settings, what=what, max_lens=max_lens,
+            )  # fmt: skip
     with torch.no_grad():
         trace = search(
             model, encoder_out, start_tokens, target,
@@ -51,7 +58,7 @@ def searched_with_gradients(
         )  # fmt: skip
     return scored(
         trace, model, encoder_out, OutputLayer(model.decoder), start_tokens, target,
-        eos_id=settings.eos_id, what=what, same_network=not model.decoder.training,
+        eos_id=settings.eos_id, what=what, dropout=dropout,
     )  # fmt: skip
 
 

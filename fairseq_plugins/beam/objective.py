@@ -106,7 +106,7 @@ def search_statistics(trace: BeamTrace) -> dict[str, Tensor]:
         "gold_in_beam": trace.gold_in_beam.sum(),
         "distinct": trace.distinct.sum(),
         "selections": steps.sum(),
-        "resets": trace.resets[:, :-1].sum(),
+        "resets": trace.resets.sum(),
     }
 
 

@@ -192,7 +192,9 @@ class _Search:
         state, goes_on = self._state, self._goes_on.unsqueeze(-1)
         ends = (scores.ends + state.log_probs).masked_fill(~goes_on, float("-inf"))
         overlap = selection.state.same.triu(1).flatten(1).any(-1)
+        # After a reset to gold slot 0 is the only one that holds something.
         alone = selection.state.log_probs[:, 1:].isinf().all(-1)
+        resets = (candidates.gold >= 0) & (self._settings.reset_margin is not None)
         row = (
             pool.masked_fill(~goes_on, float("-inf")),
             ends,
@@ -207,7 +209,7 @@ class _Search:
             candidates.finishes & goes_on,
             state.log_probs.detach().isfinite() & goes_on,
             ~overlap & self._goes_on,
-            alone & self._goes_on,
+            alone & resets & self._goes_on,
         )
         self._steps.append((self._sentences, row))
 

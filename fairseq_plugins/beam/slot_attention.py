@@ -43,7 +43,7 @@ def attention_of_slots(
         scores = torch.bmm(queries, keys.transpose(1, 2))  # (B, K, S)
         if padding is not None:
             scores = scores.masked_fill(padding.t().unsqueeze(1), float("-inf"))
-        weights = torch.softmax(scores, -1)
+        weights = torch.softmax(scores.float(), -1).type_as(keys)
         context = torch.bmm(weights, keys).flatten(0, 1)
         output = torch.tanh(layer.output_proj(torch.cat((context, rows), dim=1)))
         return output, weights.flatten(0, 1).t()

@@ -9,9 +9,11 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import torch
+from fairseq.models.lstm import LSTMDecoder
 from torch import Tensor
 
 from fairseq_plugins.beam.projection import OutputLayer, log_probs_of
+from fairseq_plugins.beam.shared_dropout import shared_dropout
 from fairseq_plugins.beam.trace import BeamTrace
 from fairseq_plugins.beam.tree import PrefixTree, prefix_tree
 from fairseq_plugins.beam.tree_decoder import tree_features
@@ -37,7 +39,7 @@ def scored(
     *,
     eos_id: int,
     what: Wanted,
-    same_network: bool,
+    dropout: bool,
 ) -> BeamTrace:
     """Return the trace of a hard search with gradients in its scores.
 
@@ -47,18 +49,18 @@ def scored(
         start_tokens: the token that begins every hypothesis, shape (B,).
         target: gold tokens, padded right, shape (B, T).
         what: the scores that the losses use; others stay without gradient.
-        same_network: the search used this very network, without dropout, so that its
-            log-probabilities are right and only their gradient is wanted.
+        dropout: score with dropout, see `shared_dropout`. Without it the search's own
+            log-probabilities are right and only their gradient is computed.
     """
     masks = _masks(trace, what)
     count = masks.ends.long()
     count = count.scatter_add(2, trace.origins, masks.pool.long())
     count[..., :1] += masks.first.long()
     tree = prefix_tree(trace, count > 0, start_tokens)
-    features = tree_features(model, encoder_out, tree)
+    features = _features(model, encoder_out, tree, dropout)
     last = _last_tokens(trace, tree, masks, _gold(trace, target), eos_id)
     known = _Scores(trace.pool_steps, trace.ends_steps, trace.gold_first.unsqueeze(-1))
-    steps = _step_scores(last, known, features, output_layer, same_network)
+    steps = _step_scores(last, known, features, output_layer, not dropout)
     before = _cumulative(trace, tree, steps.pool)
     pool = steps.pool + before.gather(2, trace.origins)
     return dataclasses.replace(
@@ -67,6 +69,17 @@ def scored(
         ends=torch.where(masks.ends, steps.ends + before, trace.ends),
         gold_first=steps.first.squeeze(-1),
     )
+
+
+def _features(
+    model: Any, encoder_out: Any, tree: PrefixTree, dropout: bool
+) -> Tensor:
+    if not dropout:
+        return tree_features(model, encoder_out, tree)
+    parallel = None if isinstance(model.decoder, LSTMDecoder) else tree
+    beam_size = tree.node.size(2)
+    with shared_dropout(model.decoder, beam_size=beam_size, tree=parallel):
+        return tree_features(model, encoder_out, tree)
 
 
 class _Scores(NamedTuple):

@@ -84,6 +84,11 @@ class SoftBeamSearchConfig(LabelSmoothedCrossEntropyCriterionConfig):
     beam_cost: ChoiceEnum(list(COSTS)) = _option(  # type: ignore[valid-type]
         "bleu", "what risk, mrt and bso hold to be bad: 1 - sentence BLEU, chrF, edits"
     )
+    beam_dropout: ChoiceEnum(["off", "shared"]) = _option(  # type: ignore # noqa: F821
+        "off",
+        "dropout of the decoder where hypotheses are scored: off, or one mask for all "
+        "hypotheses of a sentence at a step",
+    )
     pool_size: int = _option(
         0,
         "number of best candidates among which the selection is soft; 0 is four times "

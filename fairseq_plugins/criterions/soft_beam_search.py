@@ -104,6 +104,7 @@ class SoftBeamSearchCriterion(LabelSmoothedCrossEntropyCriterion):
                 settings=self._beam_settings(model, sample),
                 what=what_losses_want(self.loss_weights),
                 max_lens=self._max_len(sample["net_input"]["src_lengths"]).long(),
+                dropout=str(self.cfg.beam_dropout) == "shared",
             )
         searched, quality = beam_loss(trace, sample["target"], self.objective)
         loss = self.cfg.rho * ce_loss + (1 - self.cfg.rho) * searched

@@ -1,0 +1,77 @@
+"""Times as ratios of neighbouring turns, and the peak memory of a process."""
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+
+__all__ = ["compare_in_turns", "peak_beyond", "timed"]
+
+SECONDS_PER_TURN = 0.0005  # shorter calls are repeated within a turn
+
+
+def compare_in_turns(
+    job: Callable[[], object], ground: Callable[[], object], seconds: float
+) -> dict[str, Any]:
+    """Time two jobs in turn for about ``seconds``; return medians.
+
+    A ratio of neighbouring turns holds on a machine that is busy now and then.
+    """
+    timed(ground, 2)
+    once = timed(job, 1)
+    if once < seconds:
+        once = timed(job, 1)
+    repeat = max(1, round(SECONDS_PER_TURN / once))
+    ground_repeat = max(1, round(SECONDS_PER_TURN / timed(ground, 2)))
+    times: list[float] = []
+    bases: list[float] = []
+    end = time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
+        bases.append(timed(ground, ground_repeat))
+        times.append(timed(job, repeat))
+    ratios = sorted(each / base for each, base in zip(times, bases))
+    return {
+        "milliseconds": 1e3 * statistics.median(times),
+        "ground_milliseconds": 1e3 * statistics.median(bases),
+        "ratio": statistics.median(ratios),
+        "ratio_quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
+        "turns": len(ratios),
+    }
+
+
+def timed(job: Callable[[], object], repeat: int) -> float:
+    """Return the seconds that one of ``repeat`` calls took, the GPU's work included."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(repeat):
+        job()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / repeat
+
+
+def peak_beyond(job: Callable[[], object], *, device: str = "cpu") -> int:
+    """Return the bytes that ``job`` needs at its peak, beyond what is held before it.
+
+    Meant for a fresh process: freed memory that an allocator kept does not count.
+    """
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        job()
+        return torch.cuda.max_memory_allocated() - before
+    resident = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    job()
+    return _status("VmHWM") - resident
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return 1024 * int(line.split()[1])
+    raise OSError(f"/proc/self/status has no {field}")
