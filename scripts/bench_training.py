@@ -136,7 +136,8 @@ def _peak(case: dict[str, Any]) -> int:
 def _update(case: dict[str, Any], system: str | None) -> Callable[[], None]:
     """Return a forward and backward pass of one batch."""
     task, model = _task_and_model(case)
-    criterion = _criterion(task, {"rho": 1.0} if system is None else SYSTEMS[system])
+    chosen = {"rho": 1.0} if system is None else SYSTEMS[system]
+    criterion = _criterion(task, {"beam": case["beam"], **chosen})
     sample = _batch(case, task)
 
     def update() -> None:
@@ -160,7 +161,7 @@ def _task_and_model(case: dict[str, Any]) -> tuple[Any, Any]:
         dictionary.add_symbol(f"w{number}")
     task = TranslationTask(TranslationConfig(), dictionary, dictionary)
     torch.manual_seed(1)
-    args = Namespace(dropout=0.1, **MODELS[case["arch"]])
+    args = Namespace(criterion="cross_entropy", dropout=0.1, **MODELS[case["arch"]])
     ARCH_CONFIG_REGISTRY[case["arch"]](args)
     model = ARCH_MODEL_REGISTRY[case["arch"]].build_model(args, task)
     return task, model.to(case["device"]).train()
