@@ -5,8 +5,9 @@
 For each pair and model: a cross-entropy baseline, then equally many more updates by
 each system and seed, translated with each beam size and compared with the control of
 the same seed. Runs lie under --out, their results as JSON under --results, where
-summary.json has all scores in rows. What is done already is not done again, and what
-was interrupted goes on, so that two of these may share the work (--only, --systems).
+summary.json has all scores in rows; docs/beam_training.md gets their table. What is
+done already is not done again, and what was interrupted goes on, so that two of these
+may share the work (--only, --systems).
 """
 from __future__ import annotations
 
@@ -23,6 +24,10 @@ _environment.ensure()
 
 from fairseq_plugins.evaluation.run_scores import evaluate_run  # noqa: E402
 from fairseq_plugins.evaluation.significance import paired_test  # noqa: E402
+from fairseq_plugins.evaluation.study_table import (  # noqa: E402
+    study_table,
+    write_between,
+)
 from fairseq_plugins.pipeline.errors import (  # noqa: E402
     UserError,
     run_command_line,
@@ -37,6 +42,8 @@ from fairseq_plugins.pipeline.run_folder import RunFolder  # noqa: E402
 
 SCRIPTS = Path(__file__).resolve().parent
 CONFIGS = SCRIPTS.parent / "configs"
+RESULTS = SCRIPTS.parent / "results" / "beam_training"
+PAGE = SCRIPTS.parent / "docs" / "beam_training.md"
 PAIRS = ("de-en", "en-fr")
 MODELS = ("lstm", "transformer")
 SYSTEMS = {  # name in the summary: end of the configuration's name
@@ -89,7 +96,7 @@ def _parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--source", type=Path, help="folder with Multi30k, for scripts/prepare.py")
     add("--out", type=Path, default=Path("runs/study"))
-    add("--results", type=Path, default=SCRIPTS.parent / "results" / "beam_training")
+    add("--results", type=Path, default=RESULTS)
     add("--only", nargs="+", choices=cells, default=cells, metavar="PAIR/MODEL")
     add("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
     add("--seeds", nargs="+", type=int, default=[1, 2, 3])
@@ -206,6 +213,8 @@ def _write_summary(results: Path) -> None:
             )
     if rows:
         write_json(results / "summary.json", rows)
+    if rows and results == RESULTS:  # elsewhere they are somebody's own
+        write_between(PAGE, "study", study_table(rows))
 
 
 def _corpus(run: Run, options: argparse.Namespace) -> Path:

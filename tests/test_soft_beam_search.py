@@ -130,15 +130,16 @@ def test_gradients_of_the_beam_loss_reach_every_parameter(
 
 
 @option_sets
-def test_bfloat16_gives_the_losses_of_float32_to_its_precision(
-    arch, options, make_model, make_criterion, sentences, collate
+@pytest.mark.parametrize("dtype, error", [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
+def test_half_precision_gives_the_losses_of_float32_to_its_precision(
+    arch, dtype, error, options, make_model, make_criterion, sentences, collate
 ):
     criterion, sample = make_criterion(rho=0.5, **options), collate(sentences)
     logged, _ = loss_and_gradients(criterion, make_model(arch), sample)
     rounded, gradients = loss_and_gradients(
-        criterion, make_model(arch).bfloat16(), sample
+        criterion, make_model(arch).to(dtype), sample
     )
-    assert rounded["loss"] == pytest.approx(float(logged["loss"]), rel=0.1)
+    assert rounded["loss"] == pytest.approx(float(logged["loss"]), rel=error)
     assert all(g.isfinite().all() for g in gradients.values())
 
 

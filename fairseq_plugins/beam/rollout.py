@@ -10,7 +10,7 @@ from fairseq_plugins.beam.decoder import IncrementalDecoder
 from fairseq_plugins.beam.projection import OutputLayer, log_probs_of
 from fairseq_plugins.beam.state import BeamSettings, BeamState
 from fairseq_plugins.beam.step import Candidates, Selection, expand, select
-from fairseq_plugins.beam.trace import BeamTrace
+from fairseq_plugins.beam.trace import BeamTrace, TraceRecorder
 
 __all__ = ["rollout"]
 
@@ -60,7 +60,7 @@ def rollout(
         if search.is_over(position):
             break
         inputs = search.advance(selection, candidates)
-    return search.trace()
+    return search.trace
 
 
 class _Search:
@@ -84,7 +84,8 @@ class _Search:
         self._state = BeamState.start(max_lens, settings.beam_size)
         self._sentences: Tensor | None = None  # None: all of them
         self._goes_on = torch.ones_like(target[:, 0], dtype=torch.bool)
-        self._steps: list[tuple[Tensor | None, tuple[Tensor, ...]]] = []
+        self._left = self._batch_size
+        self._recorder = TraceRecorder(self._batch_size)
 
     def step(self, inputs: Tensor, position: int) -> tuple[Selection, Candidates]:
         """Score all candidates, select among them and record what happened."""
@@ -109,9 +110,10 @@ class _Search:
         """Whether no sentence goes on; a GPU is asked only if that is not known."""
         if position >= self._settings.max_len:
             return True
-        if not self._finish and self._follow_gold == "end":
+        if torch.is_grad_enabled() and not self._finish and self._follow_gold == "end":
             return position + 2 >= self._target.size(1)
-        return not bool(self._goes_on.any())
+        self._left = int(self._goes_on.sum())
+        return self._left == 0
 
     def advance(self, selection: Selection, candidates: Candidates) -> Tensor:
         """Move decoder and state to the slots selected; return their inputs."""
@@ -195,30 +197,29 @@ class _Search:
         # After a reset to gold slot 0 is the only one that holds something.
         alone = selection.state.log_probs[:, 1:].isinf().all(-1)
         resets = (candidates.gold >= 0) & (self._settings.reset_margin is not None)
-        row = (
-            pool.masked_fill(~goes_on, float("-inf")),
-            ends,
-            scores.gold_first.masked_fill(~self._goes_on, 0.0),
-            scores.pool.detach(),
-            scores.ends.detach(),
-            candidates.origins,
-            candidates.tokens,
-            selection.held,
-            candidates.gold.masked_fill(~self._goes_on, -1),
-            candidates.gold_rank.masked_fill(~self._goes_on, pool.size(1)),
-            candidates.finishes & goes_on,
-            state.log_probs.detach().isfinite() & goes_on,
-            ~overlap & self._goes_on,
-            alone & resets & self._goes_on,
+        self._recorder.add(
+            self._sentences,
+            pool=pool.masked_fill(~goes_on, float("-inf")),
+            ends=ends,
+            gold_first=scores.gold_first.masked_fill(~self._goes_on, 0.0),
+            pool_steps=scores.pool.detach(),
+            ends_steps=scores.ends.detach(),
+            origins=candidates.origins,
+            tokens=candidates.tokens,
+            held=selection.held,
+            gold=candidates.gold.masked_fill(~self._goes_on, -1),
+            gold_rank=candidates.gold_rank.masked_fill(~self._goes_on, pool.size(1)),
+            finishes=candidates.finishes & goes_on,
+            is_alive=state.log_probs.detach().isfinite() & goes_on,
+            distinct=~overlap & self._goes_on,
+            resets=alone & resets & self._goes_on,
         )
-        self._steps.append((self._sentences, row))
 
     def _shrink(self, inputs: Tensor) -> Tensor:
         """Drop sentences that are over, if they are many."""
         if torch.is_grad_enabled():
             return inputs
-        count = int(self._goes_on.sum())
-        if count > SHRINK * len(self._goes_on):
+        if self._left > SHRINK * len(self._goes_on):
             return inputs
         kept = self._goes_on.nonzero().squeeze(-1)
         self._decoder.keep(kept)
@@ -229,26 +230,6 @@ class _Search:
         self._sentences = kept if before is None else before.index_select(0, kept)
         return inputs.index_select(0, kept)
 
+    @property
     def trace(self) -> BeamTrace:
-        """Stack the steps; sentences that had been dropped get what means nothing."""
-        columns = [
-            torch.stack([self._whole(i, *step) for step in self._steps], dim=1)
-            for i in range(len(self._steps[0][1]))
-        ]
-        return BeamTrace(*columns)
-
-    def _whole(
-        self, column: int, sentences: Tensor | None, row: tuple[Tensor, ...]
-    ) -> Tensor:
-        value = row[column]
-        if sentences is None:
-            return value
-        nothing = _NOTHING.get(column, 0)
-        if column == _GOLD_RANK:
-            nothing = row[0].size(1)
-        whole = value.new_full((self._batch_size, *value.shape[1:]), nothing)
-        return whole.index_copy_(0, sentences, value)
-
-
-_GOLD_RANK = 9
-_NOTHING: dict[int, float] = {0: float("-inf"), 1: float("-inf"), 8: -1}
+        return self._recorder.trace()

@@ -1,13 +1,22 @@
 """What a beam search did, step by step, and the hypotheses that it found."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["BeamTrace", "Hypotheses", "finished_hypotheses", "prefixes"]
+__all__ = [
+    "BeamTrace",
+    "Hypotheses",
+    "TraceRecorder",
+    "finished_hypotheses",
+    "prefixes",
+]
+
+# What a sentence has at the steps after its search is over; elsewhere zero.
+_NOTHING = {"pool": -torch.inf, "ends": -torch.inf, "gold": -1, "gold_rank": 1 << 30}
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,36 @@ class BeamTrace:
     def gold_in_beam(self) -> Tensor:
         """Whether the gold prefix is among the K best after the step, (B, L)."""
         return self.gold_rank < self.beam_size
+
+
+class TraceRecorder:
+    """Collects the steps of a search that may drop sentences on its way.
+
+    Args:
+        batch_size: number of sentences at the first step.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._columns: dict[str, list[Tensor]] = {f.name: [] for f in fields(BeamTrace)}
+
+    def add(self, sentences: Tensor | None, **values: Tensor) -> None:
+        """Add a step: a tensor for each field of :class:`BeamTrace`, without its L.
+
+        Args:
+            sentences: which of them the rows are, None for all.
+        """
+        for name, value in values.items():
+            if sentences is not None:
+                shape = (self._batch_size, *value.shape[1:])
+                whole = value.new_full(shape, _NOTHING.get(name, 0))
+                value = whole.index_copy_(0, sentences, value)
+            self._columns[name].append(value)
+
+    def trace(self) -> BeamTrace:
+        """Return what was added, stacked."""
+        columns = {name: torch.stack(c, dim=1) for name, c in self._columns.items()}
+        return BeamTrace(**columns)
 
 
 class Hypotheses(NamedTuple):

@@ -26,7 +26,7 @@ class SoftBeamSearchConfig(LabelSmoothedCrossEntropyCriterionConfig):
     """The criterion's options; README.md has a table with the paper's values."""
 
     rho: float = _option(
-        0.3,
+        0.1,
         "share of the cross entropy; the beam loss has the share 1 - rho, and 1 is "
         "exactly label_smoothed_cross_entropy (paper: 0.8)",
     )

@@ -1,0 +1,40 @@
+"""Means over seeds, in a document that keeps the rest of its text."""
+from __future__ import annotations
+
+import pytest
+
+from fairseq_plugins.evaluation.study_table import study_table, write_between
+
+
+def row(system: str, seed: int, beam: int, bleu: float, p: float | None) -> dict:
+    return dict(
+        pair="de-en", model="lstm", system=system, seed=seed, test="t", beam=beam,
+        bleu=bleu, chrf=bleu + 20, p_vs_control=p, updates=600, seconds=90.0,
+    )  # fmt: skip
+
+
+def test_a_system_is_one_line_of_means_and_each_seeds_p_value():
+    rows = [
+        row("soft", 2, 5, 42.0, 0.03),
+        row("soft", 1, 5, 41.0, 0.01),
+        row("soft", 1, 1, 40.0, 0.5),
+        row("control", 1, 5, 40.5, None),
+    ]
+    lines = study_table(rows).splitlines()
+    assert lines[0].startswith("| pair, model | test | system |")
+    assert lines[2] == (
+        "| de-en, lstm | t | control | 1 | 600 | 2 | - | 40.50 | 60.50 | - |"
+    )
+    assert lines[3] == (
+        "| de-en, lstm | t | soft | 1, 2 | 600 | 2 | 40.00 | 41.50 | 61.50 "
+        "| 0.0100, 0.0300 |"
+    )
+
+
+def test_text_between_marks_is_replaced_and_a_document_without_them_refused(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("a\n<!-- x-begin -->\nold\n<!-- x-end -->\nb\n")
+    write_between(path, "x", "new")
+    assert path.read_text() == "a\n<!-- x-begin -->\nnew\n<!-- x-end -->\nb\n"
+    with pytest.raises(ValueError, match="must have the marks <!-- y-begin -->"):
+        write_between(path, "y", "new")
