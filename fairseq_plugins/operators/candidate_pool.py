@@ -19,12 +19,12 @@ from torch import Tensor
 
 from .arguments import check_k, effective_scores, scale_by_epsilon
 from .largest import GROUP, group_maxima, members_of
-from .short_rows import memberships_and_logits
+from .short_rows import short_memberships
 from .threshold import flush_, solve_threshold
 
 __all__ = ["CandidatePool", "certified_pool", "pooled_soft_topk"]
 
-FIRST_GROUPS = 32
+FIRST_GROUPS = 24  # beyond k; few enough for topk to keep a heap of them
 MARGIN = 1.15  # another row than the one looked at may need a few more
 WIDEST = 0.25  # a pool of more groups than this costs more than all candidates do
 
@@ -80,7 +80,7 @@ def pooled_soft_topk(
     else:
         members = torch.arange(num_candidates, device=rows.device).expand_as(rows)
         bound = rows.new_zeros(rows.size(0))
-    memberships, _ = memberships_and_logits(rows.gather(1, members), k, epsilon / 2)
+    memberships = short_memberships(rows.gather(1, members), k, epsilon / 2)
     leading = scores.shape[:-1]
     return PooledMemberships(
         memberships.to(scores.dtype).reshape(*leading, members.size(1)),
@@ -106,10 +106,11 @@ def certified_pool(
         k, temperature: as in `solve_threshold`.
         tolerance: what the bound should not exceed.
         widest: the share of all groups that the pool may have after the first try.
+            Groups that exceed the tolerance alone tell cheaply that it would be more.
     """
     maxima = group_maxima(scores)
     num_groups = maxima.size(1)
-    size = max(FIRST_GROUPS, 2 * k)
+    size = k + max(FIRST_GROUPS, k)
     pool = None
     while size <= num_groups * (WIDEST if pool is None else widest):
         groups = maxima.topk(size, sorted=False).indices
@@ -121,6 +122,9 @@ def certified_pool(
         bound = left_out.sum(-1)
         pool = CandidatePool(members, centre, offset, bound, highest)
         if not bool((bound > tolerance).any()):  # a NaN is nothing to widen for
+            break
+        room = widest * num_groups - size
+        if bool(((left_out > tolerance).sum(-1) > room).any()):
             break
         needed = _num_needed(left_out, bound, tolerance)
         size += FIRST_GROUPS + int(MARGIN * needed)
