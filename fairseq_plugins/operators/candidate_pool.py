@@ -106,7 +106,6 @@ def certified_pool(
         k, temperature: as in `solve_threshold`.
         tolerance: what the bound should not exceed.
         widest: the share of all groups that the pool may have after the first try.
-            Groups that exceed the tolerance alone tell cheaply that it would be more.
     """
     maxima = group_maxima(scores)
     num_groups = maxima.size(1)
@@ -123,18 +122,21 @@ def certified_pool(
         pool = CandidatePool(members, centre, offset, bound, highest)
         if not bool((bound > tolerance).any()):  # a NaN is nothing to widen for
             break
-        room = widest * num_groups - size
-        if bool(((left_out > tolerance).sum(-1) > room).any()):
-            break
-        needed = _num_needed(left_out, bound, tolerance)
+        needed = _num_needed(left_out, bound, tolerance, widest * num_groups - size)
         size += FIRST_GROUPS + int(MARGIN * needed)
     return pool
 
 
-def _num_needed(left_out: Tensor, bound: Tensor, tolerance: float) -> int:
+def _num_needed(
+    left_out: Tensor, bound: Tensor, tolerance: float, room: float
+) -> int:
     """Return how many groups the row with the largest bound has to add.
 
-    The others only lose weight when the pool grows, so this many are enough there.
+    The others only lose weight when the pool grows, so this many are enough there. If
+    more than ``room`` exceed the tolerance alone, their number will do, without a sort.
     """
-    smallest_first = left_out[bound.nan_to_num(0.0).argmax()].sort().values
-    return int((smallest_first.cumsum(0) > tolerance).sum())
+    row = left_out[bound.nan_to_num(0.0).argmax()]
+    at_least = int((row > tolerance).sum())
+    if at_least > room:
+        return at_least
+    return int((row.sort().values.cumsum(0) > tolerance).sum())
