@@ -62,7 +62,8 @@ def effective_scores(scores: Tensor, mask: Tensor | None, largest: bool) -> Tens
             "`scores` must have at least one candidate in its last dimension, "
             f"but has shape {tuple(scores.shape)}."
         )
-    values = scores if scores.dtype == torch.float64 else scores.float()
+    is_wide = scores.dtype in (torch.float32, torch.float64)
+    values = scores if is_wide else scores.float()
     if not largest:
         values = -values
     if mask is None:

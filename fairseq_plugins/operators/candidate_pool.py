@@ -19,12 +19,12 @@ from torch import Tensor
 
 from .arguments import check_k, effective_scores, scale_by_epsilon
 from .largest import GROUP, group_maxima, members_of
-from .short_rows import memberships_and_logits
+from .short_rows import short_memberships
 from .threshold import flush_, solve_threshold
 
 __all__ = ["CandidatePool", "certified_pool", "pooled_soft_topk"]
 
-FIRST_GROUPS = 32
+FIRST_GROUPS = 24  # beyond k; few enough for topk to keep a heap of them
 MARGIN = 1.15  # another row than the one looked at may need a few more
 WIDEST = 0.25  # a pool of more groups than this costs more than all candidates do
 
@@ -80,7 +80,7 @@ def pooled_soft_topk(
     else:
         members = torch.arange(num_candidates, device=rows.device).expand_as(rows)
         bound = rows.new_zeros(rows.size(0))
-    memberships, _ = memberships_and_logits(rows.gather(1, members), k, epsilon / 2)
+    memberships = short_memberships(rows.gather(1, members), k, epsilon / 2)
     leading = scores.shape[:-1]
     return PooledMemberships(
         memberships.to(scores.dtype).reshape(*leading, members.size(1)),
@@ -109,7 +109,7 @@ def certified_pool(
     """
     maxima = group_maxima(scores)
     num_groups = maxima.size(1)
-    size = max(FIRST_GROUPS, 2 * k)
+    size = k + max(FIRST_GROUPS, k)
     pool = None
     while size <= num_groups * (WIDEST if pool is None else widest):
         groups = maxima.topk(size, sorted=False).indices
@@ -122,15 +122,21 @@ def certified_pool(
         pool = CandidatePool(members, centre, offset, bound, highest)
         if not bool((bound > tolerance).any()):  # a NaN is nothing to widen for
             break
-        needed = _num_needed(left_out, bound, tolerance)
+        needed = _num_needed(left_out, bound, tolerance, widest * num_groups - size)
         size += FIRST_GROUPS + int(MARGIN * needed)
     return pool
 
 
-def _num_needed(left_out: Tensor, bound: Tensor, tolerance: float) -> int:
+def _num_needed(
+    left_out: Tensor, bound: Tensor, tolerance: float, room: float
+) -> int:
     """Return how many groups the row with the largest bound has to add.
 
-    The others only lose weight when the pool grows, so this many are enough there.
+    The others only lose weight when the pool grows, so this many are enough there. If
+    more than ``room`` exceed the tolerance alone, their number will do, without a sort.
     """
-    smallest_first = left_out[bound.nan_to_num(0.0).argmax()].sort().values
-    return int((smallest_first.cumsum(0) > tolerance).sum())
+    row = left_out[bound.nan_to_num(0.0).argmax()]
+    at_least = int((row > tolerance).sum())
+    if at_least > room:
+        return at_least
+    return int((row.sort().values.cumsum(0) > tolerance).sum())

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from .arguments import full_precision
 from .candidate_pool import CandidatePool, certified_pool
-from .short_rows import memberships_and_logits
+from .short_rows import memberships_and_logits, short_memberships
 from .threshold import balance_by_side, flush_, solve_threshold
 
 __all__ = ["long_memberships"]
 
-CHUNK, CHUNK_GPU = 2**18, 2**24  # entries in a piece: what fits a cache, fills a GPU
+CHUNK, CHUNK_GPU = 2**19, 2**24  # entries in a piece: what fits a cache, fills a GPU
 MAX_POWERS = 5
-WIDEST = 0.08  # a pool of more groups than this costs more than sums of powers do
+WIDEST = 0.02  # a pool of more groups than this costs more than sums of powers do
 LOG2_E = math.log2(math.e)
 
 
@@ -38,7 +38,7 @@ def long_memberships(scores: Tensor, k: int, temperature: float) -> Tensor:
         return _LongSoftTopK.apply(scores, k, temperature, pool)
     members = scores.gather(1, pool.members)
     solution = pool.centre, pool.offset
-    weights, _ = memberships_and_logits(members, k, temperature, solution)
+    weights = short_memberships(members, k, temperature, solution)
     return torch.zeros_like(scores).scatter_(1, pool.members, weights)
 
 
@@ -49,14 +49,13 @@ class _LongSoftTopK(torch.autograd.Function):
     def forward(
         ctx: Any, scores: Tensor, k: int, temperature: float, pool: CandidatePool | None
     ) -> Tensor:
-        with full_precision(scores):
-            centre, offset = _solve(scores, k, temperature, pool)
-        offset, slope = -offset, 1 / temperature
         memberships = torch.empty_like(scores)
-        for rows in _pieces(scores):
-            part = torch.sub(scores[rows], centre[rows], out=memberships[rows])
-            torch.add(offset[rows], part, alpha=slope, out=part)
-            flush_(part).sigmoid_()
+        with full_precision(scores):
+            solved = pool is not None and _solve_with_sums(
+                memberships, scores, k, temperature, pool
+            )
+            if not solved:
+                _solve_with_all(memberships, scores, k, temperature)
         ctx.save_for_backward(scores, memberships)
         ctx.k, ctx.temperature = k, temperature
         return memberships
@@ -97,16 +96,13 @@ def _pieces(scores: Tensor) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def _solve(
-    scores: Tensor, k: int, temperature: float, pool: CandidatePool | None
-) -> tuple[Tensor, Tensor]:
-    """Return centre and offset of every row, each (rows, 1)."""
+def _solve_with_sums(
+    out: Tensor, scores: Tensor, k: int, temperature: float, pool: CandidatePool
+) -> bool:
+    """Write memberships to ``out`` unless that takes more than MAX_POWERS sums."""
     eps = torch.finfo(scores.dtype).eps
-    if pool is None:
-        return _solve_by_pieces(scores, k, temperature)
-    log_eps = math.log(eps)
-    num_powers = _powers_needed(float(pool.highest.max()), log_eps)
-    sums = _power_sums(scores, temperature, min(num_powers, MAX_POWERS), pool)
+    num_powers = _powers_needed(float(pool.highest.max()), math.log(eps))
+    sums = _power_sums(out, scores, temperature, min(num_powers, MAX_POWERS), pool)
     members = scores.gather(1, pool.members)
     members = (members - pool.centre).div_(temperature).sub_(pool.offset)
     top, index = members.topk(k)
@@ -115,9 +111,15 @@ def _solve(
     shift = balance_by_side(-top, rest, start, partial(_tail, sums))
     # A hard row needs no tail, and its sums over the pool may underflow.
     shift = shift.masked_fill(pool.bound.unsqueeze(-1) <= eps, 0.0)
-    if _powers_needed(float((pool.highest - shift).max()), log_eps) > MAX_POWERS:
-        return _solve_by_pieces(scores, k, temperature)
-    return pool.centre, pool.offset + shift
+    highest = float((pool.highest - shift).max())
+    if _powers_needed(highest, math.log(eps)) > MAX_POWERS:
+        return False
+    growth, scratch = shift.exp(), _scratch(scores)
+    for rows in _pieces(scores):  # exp(z) is there already
+        part = out[rows]
+        part.div_(torch.add(part, growth[rows], out=scratch[: len(part)]))
+    out.scatter_(1, pool.members, members.sub_(shift).sigmoid_())
+    return True
 
 
 def _powers_needed(highest: float, log_eps: float) -> int:
@@ -125,32 +127,41 @@ def _powers_needed(highest: float, log_eps: float) -> int:
     return math.ceil(log_eps / highest) if highest < log_eps / 1000 else 1000
 
 
-def _solve_by_pieces(
-    scores: Tensor, k: int, temperature: float
-) -> tuple[Tensor, Tensor]:
-    parts = [solve_threshold(scores[rows], k, temperature) for rows in _pieces(scores)]
-    centres, offsets = zip(*parts)
-    return torch.cat(centres), torch.cat(offsets)
+def _solve_with_all(out: Tensor, scores: Tensor, k: int, temperature: float) -> None:
+    """Write memberships to ``out``, treating every candidate one by one."""
+    for rows in _pieces(scores):
+        centre, offset = solve_threshold(scores[rows], k, temperature)
+        part = torch.sub(scores[rows], centre, out=out[rows])
+        torch.add(-offset, part, alpha=1 / temperature, out=part)
+        flush_(part).sigmoid_()
 
 
 def _power_sums(
-    scores: Tensor, temperature: float, num_powers: int, pool: CandidatePool
+    out: Tensor,
+    scores: Tensor,
+    temperature: float,
+    num_powers: int,
+    pool: CandidatePool,
 ) -> Tensor:
-    """Return the sums over non-members of exp(j z), j = 1.., (rows, num_powers)."""
-    offset, slope = pool.offset * -LOG2_E, LOG2_E / temperature
+    """Return the sums over non-members of exp(j z), j = 1.., (rows, num_powers).
+
+    What is left in ``out`` is exp(z), and 0 for the members.
+    """
+    # A row that selects all it has must not make infinity minus infinity.
+    offset = pool.offset.clamp_min(torch.finfo(scores.dtype).min / 2).mul_(-LOG2_E)
+    slope = LOG2_E / temperature
     result = scores.new_empty(scores.size(0), num_powers)
     small = math.sqrt(torch.finfo(scores.dtype).tiny)
-    first, second = _scratch(scores), _scratch(scores)
+    scratch = _scratch(scores)
     for rows in _pieces(scores):
-        part = scores[rows]
-        values = torch.sub(part, pool.centre[rows], out=first[: len(part)])
+        values = torch.sub(scores[rows], pool.centre[rows], out=out[rows])
         torch.add(offset[rows], values, alpha=slope, out=values)
         torch.threshold_(values, math.log2(small), -math.inf).exp2_()
         values.scatter_(1, pool.members[rows], 0.0)
-        power = values
         result[rows, 0] = values.sum(-1)
+        power = values
         for column in range(1, num_powers):
-            power = torch.mul(power, values, out=second[: len(part)])
+            power = torch.mul(power, values, out=scratch[: len(values)])
             torch.threshold_(power, small, 0.0)
             result[rows, column] = power.sum(-1)
     return result

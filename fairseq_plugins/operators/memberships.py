@@ -15,7 +15,7 @@ from torch import Tensor
 from .arguments import check_k, effective_scores, k_per_row, scale_by_epsilon
 from .largest import SHORT_ROW
 from .long_rows import long_memberships
-from .short_rows import memberships_and_logits
+from .short_rows import memberships_and_logits, short_memberships
 
 __all__ = ["soft_topk", "soft_topk_logits"]
 
@@ -53,7 +53,7 @@ def soft_topk(
     rows, k, epsilon = _rows(scores, k, epsilon, mask, largest)
     is_short = rows.size(-1) < SHORT_ROW or torch.compiler.is_compiling()
     if is_short or isinstance(k, Tensor):
-        memberships, _ = memberships_and_logits(rows, k, epsilon / 2)
+        memberships = short_memberships(rows, k, epsilon / 2)
     else:
         memberships = long_memberships(rows, k, epsilon / 2)
     return _like(scores, memberships)
@@ -103,4 +103,4 @@ def _like(scores: Tensor, rows: Tensor) -> Tensor:
     # A view, even of the same shape, would be one more step of the backward pass.
     if scores.dim() != 2:
         rows = rows.view(scores.shape)
-    return rows.to(scores.dtype)
+    return rows if rows.dtype == scores.dtype else rows.to(scores.dtype)
