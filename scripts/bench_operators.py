@@ -12,10 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, Callable
 
@@ -26,6 +24,7 @@ _environment.ensure()
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from _measuring import compare_in_turns, peak_beyond  # noqa: E402
 from _operator_contenders import Contender, memberships, ranks  # noqa: E402
 from fairseq_plugins.operators import sorted_soft_topk  # noqa: E402
 from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
@@ -41,7 +40,6 @@ SHAPES = [
 ]
 RANK_SHAPES = [(256, 50, 5), (640, 20, 5)]
 EPSILONS = [1.0, 0.1, 0.01, 0.001]
-SECONDS_PER_TURN = 0.0005  # shorter calls are repeated within a turn
 BASELINE = Contender("torch.topk", lambda scores, k, _: scores.topk(k).values)
 
 
@@ -118,7 +116,7 @@ def _measure(
         for kind, backward in (("forward", False), ("forward_backward", True)):
             job = _job(contender, scores, k, epsilon, backward)
             ground = _job(BASELINE, scores, k, epsilon, backward)
-            entry[kind] = _compare(job, ground, options.seconds)
+            entry[kind] = compare_in_turns(job, ground, options.seconds)
         entry.update(_quality(contender, sample, k, epsilon, exact))
         result["operators"][contender.name] = entry
     _print(result)
@@ -142,43 +140,6 @@ def _job(
         contender.function(leaf, k, epsilon).backward(upstream)
 
     return both
-
-
-def _compare(
-    job: Callable[[], None], ground: Callable[[], None], seconds: float
-) -> dict[str, Any]:
-    """Time the two in turn for about ``seconds``; return medians."""
-    _timed(ground, 2)
-    once = _timed(job, 1)
-    if once < seconds:
-        once = _timed(job, 1)
-    repeat = max(1, round(SECONDS_PER_TURN / once))
-    ground_repeat = max(1, round(SECONDS_PER_TURN / _timed(ground, 2)))
-    times: list[float] = []
-    bases: list[float] = []
-    end = time.perf_counter() + seconds
-    while not times or time.perf_counter() < end:
-        bases.append(_timed(ground, ground_repeat))
-        times.append(_timed(job, repeat))
-    ratios = sorted(each / base for each, base in zip(times, bases))
-    return {
-        "milliseconds": 1e3 * statistics.median(times),
-        "topk_milliseconds": 1e3 * statistics.median(bases),
-        "ratio": statistics.median(ratios),
-        "ratio_quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
-        "turns": len(ratios),
-    }
-
-
-def _timed(job: Callable[[], None], repeat: int) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(repeat):
-        job()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeat
 
 
 def _bisect(scores: Tensor, k: int, epsilon: float) -> Tensor:
@@ -225,19 +186,9 @@ def _peak_memory(rows: float, n: float, k: float, epsilon: float) -> dict[str, A
     function = memberships()[0].function
     function(torch.randn(2, 5000), 3, epsilon)
     upstream = torch.randn_like(scores)
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    function(scores, int(k), epsilon).backward(upstream)
-    extra = (_status("VmHWM") - before) * 1024
+    extra = peak_beyond(lambda: function(scores, int(k), epsilon).backward(upstream))
     size = scores.numel() * scores.element_size()
     return {"rows": rows, "n": n, "k": k, "epsilon": epsilon, "inputs": extra / size}
-
-
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1])
-    raise OSError(f"/proc/self/status has no {field}")
 
 
 def _print(result: dict[str, Any]) -> None:

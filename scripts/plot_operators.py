@@ -24,9 +24,8 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 from fairseq_plugins.operators import soft_topk  # noqa: E402
 from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
-from fairseq_plugins.pipeline.files import read_json, write_atomically  # noqa: E402
+from fairseq_plugins.pipeline.files import read_json, write_between  # noqa: E402
 
-BEGIN, END = "<!-- times-begin -->", "<!-- times-end -->"
 SCORES = [2.1, 1.7, 1.5, 0.9, 0.4, -0.3]
 K = 3
 MANY = 1_000_000
@@ -44,7 +43,7 @@ def main() -> None:
     report = read_json(options.results)
     _draw_memberships(options.out / "operators_epsilon.png")
     _draw_times(report, options.out / "operators_time.png")
-    _fill_in(options.page, _table(report))
+    write_between(options.page, "times", _table(report))
 
 
 def _draw_memberships(path: Path) -> None:
@@ -80,7 +79,7 @@ def _draw_times(report: dict[str, Any], path: Path) -> None:
             both = entry["forward_backward"]
             lines.setdefault(name, []).append((size, both["milliseconds"]))
         first = next(iter(case["operators"].values()))["forward_backward"]
-        lines.setdefault("torch.topk", []).append((size, first["topk_milliseconds"]))
+        lines.setdefault("torch.topk", []).append((size, first["ground_milliseconds"]))
     for name, points in lines.items():
         points.sort()
         width = 3 if name == "soft_topk" else 1.2
@@ -125,14 +124,6 @@ def _table(report: dict[str, Any]) -> str:
         shape = ", ".join(f"{case[field]:g}" for field in ("rows", "n", "k"))
         lines.append(f"| {shape} | {case['epsilon']:g} | {case['inputs']:.1f} |")
     return "\n".join(lines)
-
-
-def _fill_in(page: Path, table: str) -> None:
-    before, rest = page.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    with write_atomically(page) as stream:
-        stream.write(f"{before}{BEGIN}\n{table}\n{END}{after}")
-    print(f"written to {page}")
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -24,10 +24,7 @@ _environment.ensure()
 
 from fairseq_plugins.evaluation.run_scores import evaluate_run  # noqa: E402
 from fairseq_plugins.evaluation.significance import paired_test  # noqa: E402
-from fairseq_plugins.evaluation.study_table import (  # noqa: E402
-    study_table,
-    write_between,
-)
+from fairseq_plugins.evaluation.study_table import study_table  # noqa: E402
 from fairseq_plugins.pipeline.errors import (  # noqa: E402
     UserError,
     run_command_line,
@@ -35,6 +32,7 @@ from fairseq_plugins.pipeline.errors import (  # noqa: E402
 from fairseq_plugins.pipeline.files import (  # noqa: E402
     read_json,
     read_lines,
+    write_between,
     write_json,
 )
 from fairseq_plugins.pipeline.manifest import PreparedCorpus  # noqa: E402

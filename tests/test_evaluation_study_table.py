@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import pytest
 
-from fairseq_plugins.evaluation.study_table import study_table, write_between
+from fairseq_plugins.evaluation.study_table import study_table
+from fairseq_plugins.pipeline.files import write_between
 
 
 def row(system: str, seed: int, beam: int, bleu: float, p: float | None) -> dict:

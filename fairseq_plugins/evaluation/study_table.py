@@ -2,10 +2,9 @@
 from __future__ import annotations
 
 import statistics
-from pathlib import Path
 from typing import Any, Iterable, Sequence
 
-__all__ = ["study_table", "write_between"]
+__all__ = ["study_table"]
 
 Row = dict[str, Any]
 
@@ -28,20 +27,6 @@ def study_table(rows: Sequence[Row], *, beams: Sequence[int] = (1, 5)) -> str:
     for key in sorted(keys, key=lambda k: (*k[:3], _ORDER.index(k[3]))):
         lines.append(_line(key, [r for r in rows if _key(r) == key], beams))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def write_between(path: Path, name: str, text: str) -> None:
-    """Replace what stands between ``<!-- NAME-begin -->`` and ``<!-- NAME-end -->``.
-
-    Raises:
-        ValueError: the file has no such marks.
-    """
-    begin, end = f"<!-- {name}-begin -->", f"<!-- {name}-end -->"
-    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise ValueError(f"`{path}` must have the marks {begin} and {end}.")
-    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def _key(row: Row) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ __all__ = [
     "read_lines",
     "sha256_of",
     "write_atomically",
+    "write_between",
     "write_json",
     "write_lines",
 ]
@@ -102,3 +103,18 @@ def sha256_of(path: Path) -> str:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def write_between(path: Path, name: str, text: str) -> None:
+    """Replace what stands between ``<!-- NAME-begin -->`` and ``<!-- NAME-end -->``.
+
+    Raises:
+        ValueError: the file has no such marks.
+    """
+    begin, end = f"<!-- {name}-begin -->", f"<!-- {name}-end -->"
+    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"`{path}` must have the marks {begin} and {end}.")
+    with write_atomically(path) as stream:
+        stream.write(f"{before}{begin}\n{text}\n{end}{after}")
