@@ -39,6 +39,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         beam_loss="slot-ce", mixing="soft", epsilon=0.1, selection_clip=0.0, rho=0.8
     ),
 }
+PREDICTED = "risk, two-pass"  # the system that the formula for memory is about
 MODELS: dict[str, dict[str, Any]] = {
     "lstm": dict(
         encoder_embed_dim=256, encoder_hidden_size=256, encoder_bidirectional=True,
@@ -48,6 +49,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "transformer": dict(
         encoder_embed_dim=256, encoder_ffn_embed_dim=1024, encoder_layers=3,
         encoder_attention_heads=4, decoder_layers=3, decoder_attention_heads=4,
+        decoder_embed_dim=256,
         share_decoder_input_output_embed=True,
     ),
 }  # fmt: skip
@@ -110,15 +112,29 @@ def _measure(case: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
         row |= compare_in_turns(_update(case, system), ground, seconds)
         row["megabytes"] = _peak_in_child({**case, "system": system}) / 1e6
         row["memory_ratio"] = 1e6 * row["megabytes"] / ground_memory
+        if system == PREDICTED:
+            row["predicted_megabytes"] = predicted_bytes(case) / 1e6
         rows.append(row)
         print(
             f"{case['arch']:12} V {case['vocabulary']:6} T {case['length']:3}"
             f" {system:30}"
             f" {row['milliseconds']:8.0f} ms = {row['ratio']:5.2f} x cross entropy,"
-            f" memory {row['megabytes']:7.0f} MB = {row['memory_ratio']:5.2f} x",
+            f" memory {row['megabytes']:7.0f} MB = {row['memory_ratio']:5.2f} x"
+            f" (formula {row.get('predicted_megabytes', float('nan')):.0f} MB)",
             flush=True,
         )
     return rows
+
+
+def predicted_bytes(case: dict[str, Any]) -> float:
+    """Return the peak memory by the formula of docs/beam_training.md."""
+    config = MODELS[case["arch"]]
+    width, layers = config["decoder_embed_dim"], config.get("decoder_layers", 1)
+    tokens, vocabulary = case["tokens"], case["vocabulary"]
+    nodes = case["beam"] * tokens * width * layers
+    if case["arch"] == "lstm":
+        return 4 * (1.5 * tokens * vocabulary + 24 * nodes + 3 * vocabulary * width)
+    return 4 * (1.9 * tokens * vocabulary + 25 * nodes)
 
 
 def _peak_in_child(case: dict[str, Any]) -> int:

@@ -110,8 +110,6 @@ class _Search:
         """Whether no sentence goes on; a GPU is asked only if that is not known."""
         if position >= self._settings.max_len:
             return True
-        if torch.is_grad_enabled() and not self._finish and self._follow_gold == "end":
-            return position + 2 >= self._target.size(1)
         self._left = int(self._goes_on.sum())
         return self._left == 0
 
@@ -217,8 +215,6 @@ class _Search:
 
     def _shrink(self, inputs: Tensor) -> Tensor:
         """Drop sentences that are over, if they are many."""
-        if torch.is_grad_enabled():
-            return inputs
         if self._left > SHRINK * len(self._goes_on):
             return inputs
         kept = self._goes_on.nonzero().squeeze(-1)

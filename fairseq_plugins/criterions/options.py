@@ -7,6 +7,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterionConfig,
 )
 from fairseq.dataclass import ChoiceEnum
+from fairseq.models.lstm import LSTMDecoder
 
 from fairseq_plugins.beam.costs import COSTS
 from fairseq_plugins.beam.engines import ENGINES
@@ -43,7 +44,8 @@ class SoftBeamSearchConfig(LabelSmoothedCrossEntropyCriterionConfig):
     engine: ChoiceEnum(ENGINES) = _option(  # type: ignore[valid-type]
         "auto",
         "rollout keeps the graph of the search; two-pass searches without one and then "
-        "scores what was found, for hard mixing only; auto is two-pass where it can be",
+        "scores what was found, for hard mixing only; auto is two-pass for Transformers "
+        "and with --beam-dropout, where mixing is hard",
     )
     mixing: ChoiceEnum(MIXINGS) = _option(  # type: ignore[valid-type]
         "hard",
@@ -109,11 +111,16 @@ class SoftBeamSearchConfig(LabelSmoothedCrossEntropyCriterionConfig):
     beam_max_len_b: int = _option(10, "see --beam-max-len-a")
 
 
-def engine_of(cfg: SoftBeamSearchConfig) -> str:
-    """Return the engine that ``auto`` stands for."""
+def engine_of(cfg: SoftBeamSearchConfig, decoder: Any) -> str:
+    """Return the engine that ``auto`` stands for: the cheaper one.
+
+    An LSTM has to go through the steps anyhow; a second time would only pay for a
+    search without dropout.
+    """
     if str(cfg.engine) != "auto":
         return str(cfg.engine)
-    return "two-pass" if str(cfg.mixing) == "hard" else "rollout"
+    pays = not isinstance(decoder, LSTMDecoder) or str(cfg.beam_dropout) != "off"
+    return "two-pass" if pays and str(cfg.mixing) == "hard" else "rollout"
 
 
 def check_options(cfg: SoftBeamSearchConfig, pool_size: int, task: Any) -> None:

@@ -96,7 +96,7 @@ class SoftBeamSearchCriterion(LabelSmoothedCrossEntropyCriterion):
             ce_loss, sample_size, logged = super().forward(model, sample)
         with without_dropout(model.decoder):
             trace = searched_with_gradients(
-                engine_of(self.cfg),
+                engine_of(self.cfg, model.decoder),
                 model,
                 encoder_outs[0],
                 sample["net_input"]["prev_output_tokens"][:, 0],
