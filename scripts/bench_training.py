@@ -26,7 +26,7 @@ import torch  # noqa: E402
 
 from _measuring import compare_in_turns, peak_beyond  # noqa: E402
 from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
-from fairseq_plugins.pipeline.files import write_json  # noqa: E402
+from fairseq_plugins.pipeline.files import write_between, write_json  # noqa: E402
 
 SYSTEMS: dict[str, dict[str, Any]] = {
     "risk, two-pass": dict(beam_loss="risk"),
@@ -74,6 +74,8 @@ def main() -> None:
     report = {"environment": _describe(options), "rows": rows}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.output, report)
+    if options.page:
+        write_between(options.page, "cost", _table(rows))
     print(f"written to {options.output}")
 
 
@@ -81,6 +83,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--output", type=Path, default=Path("runs/bench_training.json"))
+    add("--page", type=Path, help="document whose table of costs to replace")
     add("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     add("--sizes", type=int, default=len(SIZES), help="first N only")
     add("--tokens", type=int, default=1024, help="target tokens in the batch")
@@ -124,6 +127,21 @@ def _measure(case: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
             flush=True,
         )
     return rows
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """Return a line for each case and system, in Markdown."""
+    lines = ["| model | V | length | system | time | memory | memory, MB (formula) |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for row in rows:
+        predicted = row.get("predicted_megabytes")
+        formula = "" if predicted is None else f" ({predicted:.0f})"
+        lines.append(
+            f"| {row['arch']} | {row['vocabulary']:,} | {row['length']} "
+            f"| {row['system']} | {row['ratio']:.1f} x | {row['memory_ratio']:.1f} x "
+            f"| {row['megabytes']:.0f}{formula} |"
+        )
+    return "\n".join(lines)
 
 
 def predicted_bytes(case: dict[str, Any]) -> float:

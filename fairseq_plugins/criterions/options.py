@@ -44,8 +44,7 @@ class SoftBeamSearchConfig(LabelSmoothedCrossEntropyCriterionConfig):
     engine: ChoiceEnum(ENGINES) = _option(  # type: ignore[valid-type]
         "auto",
         "rollout keeps the graph of the search; two-pass searches without one and then "
-        "scores what was found, for hard mixing only; auto is two-pass for Transformers "
-        "and with --beam-dropout, where mixing is hard",
+        "scores what was found, for hard mixing only; auto takes the cheaper one",
     )
     mixing: ChoiceEnum(MIXINGS) = _option(  # type: ignore[valid-type]
         "hard",
