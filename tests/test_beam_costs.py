@@ -9,7 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_plugins.beam.costs import COSTS, Spelling, bleu_cost, chrf_cost, edit_cost
+from fairseq_plugins.beam.costs import (
+    COSTS,
+    Spelling,
+    bleu_cost,
+    chrf_cost,
+    edit_cost,
+    gleu_cost,
+)
 
 PAD = 1
 sentences = st.lists(st.integers(4, 9), max_size=12)
@@ -40,6 +47,20 @@ def smoothed_bleu(hypothesis: list[int], reference: list[int]) -> float:
     return math.exp(total / 4 + brevity)
 
 
+def gleu(hypothesis: list[int], reference: list[int]) -> float:
+    """The smaller of precision and recall, by counting."""
+    sides = [
+        Counter(
+            tuple(text[i : i + order])
+            for order in range(1, 5)
+            for i in range(len(text) - order + 1)
+        )
+        for text in (hypothesis, reference)
+    ]
+    matches = sum((sides[0] & sides[1]).values())
+    return matches / max(1, *(sum(side.values()) for side in sides))
+
+
 def edit_distance(one: list[int], other: list[int]) -> int:
     row = list(range(len(other) + 1))
     for i, symbol in enumerate(one):
@@ -52,11 +73,15 @@ def edit_distance(one: list[int], other: list[int]) -> int:
 
 @settings(max_examples=200, deadline=None)
 @given(pairs)
-def test_bleu_and_edit_costs_are_those_of_one_sentence_at_a_time(texts):
+def test_bleu_gleu_and_edit_costs_are_those_of_one_sentence_at_a_time(texts):
     hypotheses, references = (padded([t[i] for t in texts]) for i in (0, 1))
     expected = [1 - smoothed_bleu(*pair) for pair in texts]
     torch.testing.assert_close(
         bleu_cost(hypotheses, references, PAD), torch.tensor(expected)
+    )
+    torch.testing.assert_close(
+        gleu_cost(hypotheses, references, PAD),
+        torch.tensor([1 - gleu(*pair) for pair in texts]),
     )
     edits = [edit_distance(*t) / max(1, *map(len, t)) for t in texts]
     torch.testing.assert_close(

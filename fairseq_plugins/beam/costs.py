@@ -1,4 +1,4 @@
-"""How bad a hypothesis is, for whole batches at once: 1 - BLEU, 1 - chrF, edits.
+"""How bad a hypothesis is, for whole batches at once: BLEU, GLEU, chrF, edits.
 
 Texts are rows of symbols, padded right: subwords as they are, or the characters that
 they spell (`Spelling`). N-grams are compared pairwise, so that no loop runs over
@@ -11,7 +11,9 @@ from typing import Callable, Iterable
 import torch
 from torch import Tensor
 
-__all__ = ["COSTS", "Spelling", "bleu_cost", "chrf_cost", "edit_cost"]
+__all__ = [
+    "COSTS", "Spelling", "bleu_cost", "chrf_cost", "edit_cost", "gleu_cost",
+]  # fmt: skip
 
 BLEU_ORDER, CHRF_ORDER, CHRF_BETA = 4, 6, 2.0
 
@@ -38,6 +40,22 @@ def bleu_cost(hypotheses: Tensor, references: Tensor, pad: int) -> Tensor:
     brevity = (1 - wanted / lengths.clamp_min(1)).clamp_max(0.0)
     bleu = (total / BLEU_ORDER + brevity).exp()
     return 1 - bleu.masked_fill(lengths == 0, 0.0)
+
+
+def gleu_cost(hypotheses: Tensor, references: Tensor, pad: int) -> Tensor:
+    """Return 1 - GLEU (Wu et al., 2016, arXiv:1609.08144, section 4).
+
+    The smaller of precision and recall of all n-grams up to 4. Sentence BLEU punishes
+    only what is too short, so that training on it lengthens hypotheses; this is
+    symmetric. Arguments and result as in `bleu_cost`.
+    """
+    lengths, wanted = _lengths(hypotheses, pad), _lengths(references, pad)
+    longer = torch.maximum(lengths, wanted)
+    total, possible = torch.zeros(2, len(lengths), device=lengths.device)
+    for order, matches in _matches(hypotheses, references, pad, BLEU_ORDER):
+        total += matches
+        possible += (longer - order + 1).clamp_min(0)
+    return 1 - total / possible.clamp_min(1)
 
 
 def chrf_cost(hypotheses: Tensor, references: Tensor, pad: int) -> Tensor:
@@ -83,6 +101,7 @@ def edit_cost(hypotheses: Tensor, references: Tensor, pad: int) -> Tensor:
 
 COSTS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "bleu": bleu_cost,
+    "gleu": gleu_cost,
     "chrf": chrf_cost,
     "edit": edit_cost,
 }
