@@ -83,7 +83,7 @@ class SoftBeamSearchConfig(LabelSmoothedCrossEntropyCriterionConfig):
         1.0, "margin of beam search optimisation, in nats; it resets to gold below it"
     )
     beam_cost: ChoiceEnum(list(COSTS)) = _option(  # type: ignore[valid-type]
-        "bleu", "what risk, mrt and bso hold to be bad: 1 - BLEU, GLEU or chrF, or edits"
+        "bleu", "what risk, mrt and bso minimise: 1 - BLEU, GLEU or chrF, or edits"
     )
     beam_dropout: ChoiceEnum(["off", "shared"]) = _option(  # type: ignore # noqa: F821
         "off",
