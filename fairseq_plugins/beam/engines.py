@@ -44,18 +44,18 @@ def searched_with_gradients(
         dropout: score with one mask for all hypotheses of a sentence at a step. The
             search of ``two-pass`` is without, that of ``rollout`` is what is scored.
     """
-    if engine == "rollout":
-        on = shared_dropout(model.decoder, beam_size=settings.beam_size)
-        with on if dropout else contextlib.nullcontext():
-            return search(
-                model, encoder_out, start_tokens, target,
-                settings=settings, what=what, max_lens=max_lens,
-            )  # fmt: skip
-    with torch.no_grad():
+    is_rollout = engine == "rollout"
+    on = shared_dropout(model.decoder, beam_size=settings.beam_size)
+    with (
+        on if dropout and is_rollout else contextlib.nullcontext(),
+        torch.set_grad_enabled(is_rollout and torch.is_grad_enabled()),
+    ):
         trace = search(
             model, encoder_out, start_tokens, target,
             settings=settings, what=what, max_lens=max_lens,
         )  # fmt: skip
+    if is_rollout:
+        return trace
     return scored(
         trace, model, encoder_out, OutputLayer(model.decoder), start_tokens, target,
         eos_id=settings.eos_id, what=what, dropout=dropout,

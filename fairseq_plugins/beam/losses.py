@@ -13,6 +13,7 @@ __all__ = [
     "LOSSES",
     "beam_margin",
     "minimum_risk",
+    "rivals",
     "slot_ce",
     "soft_risk",
     "survival",
@@ -68,15 +69,24 @@ def beam_margin(trace: BeamTrace, cost: Tensor, *, margin: float) -> Tensor:
         loss, shape (B,).
     """
     scores, gold = _with_ends(trace)
-    is_gold = gold.unsqueeze(-1).eq(torch.arange(scores.size(-1), device=gold.device))
-    others = scores.masked_fill(is_gold, float("-inf"))
-    best = others.topk(trace.beam_size, dim=-1).values
-    ends_here = gold >= trace.pool.size(-1)
-    rival = torch.where(ends_here, best[..., 0], best[..., -1])
+    rival = scores.gather(-1, rivals(trace).unsqueeze(-1)).squeeze(-1)
     own = scores.gather(-1, gold.clamp_min(0).unsqueeze(-1)).squeeze(-1)
     counts = (gold >= 0) & rival.isfinite()
     lead = torch.where(counts, own - rival.where(counts, own), 0.0)
     return torch.where(counts, cost * (margin - lead).clamp_min(0.0), 0.0).sum(-1)
+
+
+def rivals(trace: BeamTrace) -> Tensor:
+    """Return what gold has to beat at each step, (B, L).
+
+    The K-th best of the others, and where gold ends the best: an index into the pool,
+    or M plus the slot of a candidate that ends.
+    """
+    scores, gold = _with_ends(trace)
+    is_gold = gold.unsqueeze(-1).eq(torch.arange(scores.size(-1), device=gold.device))
+    others = scores.detach().masked_fill(is_gold, float("-inf"))
+    best = others.topk(trace.beam_size, dim=-1).indices
+    return torch.where(gold >= trace.pool.size(-1), best[..., 0], best[..., -1])
 
 
 def _with_ends(trace: BeamTrace) -> tuple[Tensor, Tensor]:
@@ -106,9 +116,7 @@ def soft_risk(
     Returns:
         loss, shape (B,).
     """
-    is_there = hypotheses.lengths > 0
-    scores = hypotheses.scores(lenpen).masked_fill(~is_there, float("-inf"))
-    return (soft_topk(scores, 1, epsilon=epsilon) * costs).sum(-1)
+    return (soft_topk(hypotheses.scores(lenpen), 1, epsilon=epsilon) * costs).sum(-1)
 
 
 def minimum_risk(hypotheses: Hypotheses, costs: Tensor, *, alpha: float) -> Tensor:
@@ -121,9 +129,7 @@ def minimum_risk(hypotheses: Hypotheses, costs: Tensor, *, alpha: float) -> Tens
     Returns:
         loss, shape (B,).
     """
-    is_there = hypotheses.lengths > 0
-    # A sentence without any hypothesis is no NaN.
-    is_there = is_there | ~is_there.any(-1, keepdim=True)
-    scores = torch.where(is_there, alpha * hypotheses.log_probs, float("-inf"))
-    scores = torch.where(hypotheses.lengths.sum(-1, keepdim=True) > 0, scores, 0.0)
+    # A sentence without any hypothesis would be NaN.
+    has_none = hypotheses.lengths.sum(-1, keepdim=True) == 0
+    scores = alpha * hypotheses.log_probs.masked_fill(has_none, 0.0)
     return (torch.softmax(scores, -1) * costs).sum(-1)

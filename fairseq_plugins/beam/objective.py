@@ -11,6 +11,7 @@ from fairseq_plugins.beam.losses import (
     FINISHING,
     beam_margin,
     minimum_risk,
+    rivals,
     slot_ce,
     soft_risk,
     survival,
@@ -100,7 +101,7 @@ def beam_loss(
 
 
 def search_statistics(trace: BeamTrace) -> dict[str, Tensor]:
-    """Return sums over the batch of what the search did; see README.md."""
+    """Return sums over the batch of what the search did: docs/beam_training.md."""
     steps = trace.is_alive.any(-1)
     return {
         "gold_in_beam": trace.gold_in_beam.sum(),
@@ -140,19 +141,16 @@ def _quality(
 def _cost_of_rivals(
     trace: BeamTrace, target: Tensor, settings: ObjectiveSettings
 ) -> Tensor:
-    """Return 1 - similarity of gold's prefix and what it competes with: (B, L).
-
-    That is the candidate at the edge of the beam, the best one at the last step.
-    """
+    """Return 1 - similarity of gold's prefix and its rival: (B, L)."""
     batch_size, length, pool_size = trace.pool.shape
     steps = torch.arange(length, device=target.device).expand(batch_size, -1)
-    ends_here = trace.gold >= pool_size
-    edge = torch.where(
-        trace.gold_in_beam, trace.beam_size, trace.beam_size - 1
-    ).clamp_max(pool_size - 1)
-    rival = torch.where(ends_here, 0, edge).unsqueeze(-1)
-    slots = trace.origins.gather(2, rival).squeeze(-1)
-    last = trace.tokens.gather(2, rival).squeeze(-1)
+    rival = rivals(trace)
+    in_pool = rival.clamp_max(pool_size - 1).unsqueeze(-1)
+    ends = rival >= pool_size
+    slots = trace.origins.gather(2, in_pool).squeeze(-1)
+    slots = torch.where(ends, rival - pool_size, slots)
+    last = trace.tokens.gather(2, in_pool).squeeze(-1)
+    last = last.masked_fill(ends, settings.eos_id)
     theirs = prefixes(trace, steps, slots, last, settings.pad_id)  # (B, L, L)
     covered = torch.nn.functional.pad(
         target, (0, max(0, length - target.size(1))), value=settings.pad_id

@@ -52,14 +52,18 @@ def log_probs_of(
 
     Args:
         features: shape (N, D).
-        rows: ascending, shape (E,).
+        rows: shape (E,).
         tokens: shape (E,).
         values: the result if it is known already, so that only its gradient is left
             to be computed, shape (E,).
     """
-    return _LogProbs.apply(
-        output_layer, rows, tokens, values, features, *output_layer.parameters
-    )
+    order = rows.argsort(dim=0, stable=True)  # pieces of rows are runs of entries
+    values = None if values is None else values[order]
+    in_order = _LogProbs.apply(
+        output_layer, rows[order], tokens[order], values, features,
+        *output_layer.parameters,
+    )  # fmt: skip
+    return in_order[order.argsort()]
 
 
 class _LogProbs(torch.autograd.Function):

@@ -103,7 +103,7 @@ class _Search:
         pool = pool.masked_fill(is_longest.unsqueeze(-1), float("-inf"))
         selection = select(state, candidates, pool, settings)
         self._record(pool, scores, candidates, selection)
-        self._goes_on = self._still_going_on(selection.state, candidates, position)
+        self._goes_on = self._still_going_on(selection.state, position)
         return selection, candidates
 
     def is_over(self, position: int) -> bool:
@@ -159,19 +159,16 @@ class _Search:
         slots = index.div(vocabulary, rounding_mode="floor")
         first = features.size(1) * torch.arange(len(index), device=index.device)
         rows = (slots + first.unsqueeze(-1)).flatten()
-        order = rows.argsort(dim=0, stable=True)
         result = log_probs_of(
             self._output_layer,
             features.flatten(0, 1),
-            rows[order],
-            (index % vocabulary).flatten()[order],
-            values.flatten()[order],
+            rows,
+            (index % vocabulary).flatten(),
+            values.flatten(),
         )
-        return result[order.argsort()].view(index.shape)
+        return result.view(index.shape)
 
-    def _still_going_on(
-        self, state: BeamState, candidates: Candidates, position: int
-    ) -> Tensor:
+    def _still_going_on(self, state: BeamState, position: int) -> Tensor:
         goes_on = torch.zeros_like(self._goes_on)
         if self._finish:
             goes_on |= state.num_finished < self._settings.beam_size

@@ -144,14 +144,13 @@ def _step_scores(
         torch.cat([part[mask] for part, mask in zip(parts, last.masks)])
         for parts in (last.rows, last.tokens, known)
     )
-    order = rows.argsort(dim=0, stable=True)
     log_probs = log_probs_of(
         output_layer,
         features.flatten(0, 1),
-        rows[order],
-        tokens[order],
-        values[order] if same_network else None,
-    )[order.argsort()]
+        rows,
+        tokens,
+        values if same_network else None,
+    )
     pieces = log_probs.split([int(mask.sum()) for mask in last.masks])
     return _Scores(
         *(
