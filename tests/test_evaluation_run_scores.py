@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import sentencepiece
 
-from fairseq_plugins.evaluation import run_scores
-from fairseq_plugins.evaluation.generate import Translations
+from fairseq_plugins.evaluation import run_references, run_scores
+from fairseq_plugins.evaluation.generate import Subset, Translations
+from fairseq_plugins.evaluation.generate_output import Hypothesis, Reference
 from fairseq_plugins.evaluation.run_scores import evaluate_run
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import read_lines
@@ -66,12 +67,18 @@ def calls(run: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         model_file=str(run.parent / "corpus" / "spm.model")
     )
 
-    def stand_in(checkpoint: Path, data: Path, **options: Any) -> Translations:
-        calls.append({"checkpoint": checkpoint, **options})
+    def stand_in(checkpoint: Path, subset: Subset, **options: Any) -> Translations:
+        calls.append({"checkpoint": checkpoint, "subset": subset, **options})
         pieces = [" ".join(model.encode(line, out_type=str)) for line in TEXT]
-        return Translations(pieces, tokens=40, seconds=0.5, tokens_per_second=80.0)
+        nbest = [[Hypothesis(-1.0, line)] for line in pieces]
+        return Translations(nbest, tokens=40, seconds=0.5, tokens_per_second=80.0)
+
+    def score(checkpoint: Path, subset: Subset, **options: Any) -> list[Reference]:
+        # The search found -1: better than the first and worse than the others.
+        return [Reference(-2 * 4.0, 4), Reference(-3.0, 4), Reference(-2.0, 4)]
 
     monkeypatch.setattr(run_scores, "translate", stand_in)
+    monkeypatch.setattr(run_references, "score_references", score)
     return calls
 
 
@@ -92,8 +99,10 @@ def test_each_beam_is_decoded_scored_and_stored(
     assert (row["sentences"], row["seconds"], row["tokens_per_second"]) == (3, 0.5, 80)
     assert row["checkpoint"] == "checkpoint_best.pt"
     assert row["hypotheses"] == "test.beam5.hyp.txt"
-    assert calls[0]["languages"] == ("xx", "yy")
-    assert calls[0]["sentences"] == 3
+    assert calls[0]["subset"].languages == ("xx", "yy")
+    assert calls[0]["subset"].sentences == 3
+    assert row["search_errors"] == pytest.approx(2 / 3)
+    assert round(row["oracle_bleu"]) == 100
 
 
 def test_a_second_call_does_nothing(run: Path, calls: list[dict[str, Any]]) -> None:

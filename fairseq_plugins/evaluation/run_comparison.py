@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from fairseq_plugins.evaluation.run_scores import Row, evaluate_run
+from fairseq_plugins.evaluation.run_test_set import read_references
 from fairseq_plugins.evaluation.significance import paired_test
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import read_json, read_lines
@@ -71,4 +72,4 @@ def _check_same_test_set(run: Path, row: Row, control: Path, other: Row) -> None
 
 def _references(run: Path, row: Row) -> list[str]:
     corpus = PreparedCorpus.load(Path(RunFolder(run).read_config()["data"]))
-    return read_lines(corpus.subsets[row["subset"]].target)
+    return read_references(corpus, row["title"])

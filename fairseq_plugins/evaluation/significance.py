@@ -8,7 +8,7 @@ from typing import Any, Sequence
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest
 
-from fairseq_plugins.evaluation.scoring import check_comparable
+from fairseq_plugins.evaluation.comparable import check_comparable
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import read_lines
 
