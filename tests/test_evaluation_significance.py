@@ -117,7 +117,7 @@ def test_one_training_counted_three_times_is_no_more_evidence(
     assert triple.bleu.p_value == pytest.approx(single.bleu.p_value, abs=0.02)
     assert triple.bleu.system == pytest.approx(single.bleu.system)
     assert triple.bleu.interval == pytest.approx(single.bleu.interval)
-    assert longer.bleu.p_value < single.bleu.p_value - 0.05
+    assert longer.bleu.p_value < single.bleu.p_value / 3
 
 
 def test_the_interval_is_wider_if_trainings_differ(references: list[str]) -> None:

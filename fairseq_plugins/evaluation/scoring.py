@@ -9,7 +9,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 
 from fairseq_plugins.evaluation.comparable import MAX_EMPTY, check_comparable
 
-__all__ = ["Scores", "bleu_by_length", "corpus_bleu", "repetition", "score"]
+__all__ = ["Scores", "bleu", "bleu_by_length", "corpus_bleu", "repetition", "score"]
 
 # Longest sentence of each bucket but the last, in words of the reference.
 _LENGTHS = (5, 10, 15, 20, 30, 40, 50, 60)
@@ -77,14 +77,13 @@ def score(
     """
     if not force or len(hypotheses) != len(references) or not references:
         check_comparable(hypotheses, references, sources=sources, max_empty=max_empty)
-    # Whether text looks tokenised was decided above; sacrebleu would only warn.
-    bleu, chrf, ter = BLEU(force=True), CHRF(), TER()
-    bleu_score = bleu.corpus_score(hypotheses, [references])
+    chrf, ter = CHRF(), TER()
+    bleu_score, bleu_signature = bleu(hypotheses, references)
     chrf_score = chrf.corpus_score(hypotheses, [references])
     ter_score = ter.corpus_score(hypotheses, [references])
     return Scores(
         bleu=bleu_score.score,
-        bleu_signature=str(bleu.get_signature()),
+        bleu_signature=bleu_signature,
         precisions=bleu_score.precisions,
         brevity_penalty=bleu_score.bp,
         hypothesis_tokens=bleu_score.sys_len,
@@ -101,9 +100,16 @@ def score(
     )
 
 
+def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[Any, str]:
+    """Return sacrebleu's score object of BLEU alone, and its signature; no checks."""
+    # `check_comparable` decides whether text is tokenised; sacrebleu would only warn.
+    metric = BLEU(force=True)
+    return metric.corpus_score(hypotheses, [references]), str(metric.get_signature())
+
+
 def corpus_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """Return BLEU alone, 0 to 100, as in :class:`Scores`."""
-    return float(BLEU(force=True).corpus_score(hypotheses, [references]).score)
+    return float(bleu(hypotheses, references)[0].score)
 
 
 def bleu_by_length(
