@@ -33,6 +33,8 @@ class TestSet:
         lines: ranges of its line numbers from 0, both ends included, in order.
     """
 
+    __test__ = False  # for pytest, which takes it for a test by its name
+
     name: str
     sentences: int
     sha256: Mapping[str, str]
