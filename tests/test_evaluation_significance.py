@@ -5,13 +5,19 @@ import json
 import random
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fairseq_plugins.evaluation.changes import changes
 from fairseq_plugins.evaluation.comparison import compare_files, mean_row
+from fairseq_plugins.evaluation.pooling import Trainings
 from fairseq_plugins.evaluation.scoring import score
-from fairseq_plugins.evaluation.significance import paired_test, pooled_test
+from fairseq_plugins.evaluation.significance import (
+    Comparison,
+    paired_test,
+    pooled_test,
+)
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import read_lines, write_lines
 
@@ -24,6 +30,11 @@ WORDS = [f"word{i}" for i in range(50)]
 def references() -> list[str]:
     rng = random.Random(1)
     return [" ".join(rng.choices(WORDS, k=12)) for _ in range(100)]
+
+
+def pooled(ours: Any, theirs: Any, references: list[str], **options: Any) -> Comparison:
+    pair = Trainings(ours, references), Trainings(theirs, references)
+    return pooled_test(*pair, **options)
 
 
 def spoil(lines: list[str], *, share: float, seed: int) -> list[str]:
@@ -108,8 +119,8 @@ def test_one_training_counted_three_times_is_no_more_evidence(
 ) -> None:
     one = spoil(references, share=0.30, seed=2)
     other = spoil(references, share=0.25, seed=3)
-    single = pooled_test([one], [other], references, method=method, samples=300)
-    triple = pooled_test([one] * 3, [other] * 3, references, method=method, samples=300)
+    single = pooled([one], [other], references, method=method, samples=300)
+    triple = pooled([one] * 3, [other] * 3, references, method=method, samples=300)
     # Three times the sentences would make a greater difference of this one.
     longer = paired_test(
         one * 3, other * 3, references * 3, method=method, samples=300
@@ -129,7 +140,7 @@ def test_the_interval_is_wider_if_trainings_differ(references: list[str]) -> Non
     ]
     widths = []
     for theirs in (alike, unlike):
-        low, high = pooled_test(ours, theirs, references, samples=50).bleu.interval
+        low, high = pooled(ours, theirs, references, samples=50).bleu.interval
         widths.append(high - low)
     assert widths[1] > 1.5 * widths[0]
 
@@ -142,17 +153,19 @@ def test_the_interval_covers_nothing_for_equal_systems(references: list[str]) ->
 
 def test_pooled_bleu_is_that_of_all_translations(references: list[str]) -> None:
     trainings = [spoil(references, share=0.3, seed=seed) for seed in (2, 3, 4)]
-    pooled = pooled_test(trainings, trainings, references, samples=10)
+    result = pooled(trainings, trainings, references, samples=10)
     together = score(sum(trainings, []), references * 3)
-    assert pooled.bleu.system == pytest.approx(together.bleu)
-    assert pooled.chrf.system == pytest.approx(together.chrf)
+    assert result.bleu.system == pytest.approx(together.bleu)
+    assert result.chrf.system == pytest.approx(together.chrf)
 
 
 def test_sentences_are_sorted_by_gain(references: list[str]) -> None:
     baseline = spoil(references, share=0.3, seed=2)
     system = list(baseline)
     system[7], system[3] = references[7], "nothing of it"
-    found = changes([baseline], [system], references)
+    found = changes(
+        Trainings([baseline], references), Trainings([system], references)
+    )
     assert (found[0].line, found[-1].line) == (8, 4)
     assert found[0].system == pytest.approx(100)
     assert all(change.gain == 0 for change in found[1:-1])
@@ -175,7 +188,7 @@ def test_wrong_input_is_refused(references: list[str]) -> None:
     with pytest.raises(UserError, match="must be equally many"):
         paired_test(references, references[1:], references)
     with pytest.raises(UserError, match="equally many trainings.* 1 and 2"):
-        pooled_test([references], [references] * 2, references)
+        pooled([references], [references] * 2, references)
     with pytest.raises(UserError, match="`method` must be `randomization` or"):
         paired_test(references, references, references, method="t")
     with pytest.raises(UserError, match="`samples` must be 1 or more, but is 0"):
@@ -190,8 +203,9 @@ def test_wmt17_systems_differ_by_their_published_scores() -> None:
     names = ("newstest2017.xmu.4910.de.xz", "newstest2017.uedin-nmt.4722.de.xz")
     one, other = (read_lines(folder / name) for name in names)
     references = read_lines(DATA / "newstest" / "newstest2017-en-de.de.xz")
+    ours, theirs = Trainings([one], references), Trainings([other], references)
     for method in METHODS:
-        result = paired_test(one, other, references, method=method, samples=200)
+        result = pooled_test(ours, theirs, method=method, samples=200)
         assert round(result.bleu.baseline, 2) == 26.69
         assert round(result.bleu.system, 2) == 28.30
         assert result.bleu.p_value == pytest.approx(1 / 201)

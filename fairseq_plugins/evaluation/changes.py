@@ -2,11 +2,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Sequence
 
-import numpy as np
-
-from fairseq_plugins.evaluation.pooling import PooledCHRF, statistics_of_trainings
+from fairseq_plugins.evaluation.pooling import PooledCHRF, Trainings
 
 __all__ = ["Change", "changes"]
 
@@ -31,31 +28,13 @@ class Change:
         return self.system - self.baseline
 
 
-def changes(
-    baselines: Sequence[Sequence[str]],
-    systems: Sequence[Sequence[str]],
-    references: Sequence[str],
-) -> list[Change]:
+def changes(baseline: Trainings, system: Trainings) -> list[Change]:
     """Return every sentence, the one with the greatest gain first.
 
     Single sentences are scored by chrF: sentence BLEU is zero, or a matter of
     smoothing, for a short one without a match of four words.
-
-    Args:
-        baselines: hypotheses of each training.
-        systems: hypotheses of each training of the other system.
-        references: one per sentence.
     """
     metric = PooledCHRF()
-
-    def scores(trainings: Sequence[Sequence[str]]) -> list[float]:
-        counts = statistics_of_trainings(metric, trainings, references).sum(axis=0)
-        return [_score(metric, row) for row in counts]
-
-    pairs = zip(scores(baselines), scores(systems))
+    pairs = zip(baseline.scores(metric), system.scores(metric))
     found = [Change(line, *pair) for line, pair in enumerate(pairs, start=1)]
     return sorted(found, key=lambda change: -change.gain)
-
-
-def _score(metric: PooledCHRF, counts: np.ndarray) -> float:
-    return float(metric._compute_score_from_stats(counts).score)

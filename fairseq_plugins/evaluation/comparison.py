@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from fairseq_plugins.evaluation.changes import Change, changes
+from fairseq_plugins.evaluation.pooling import Trainings
 from fairseq_plugins.evaluation.score_store import Row
 from fairseq_plugins.evaluation.scoring import score
 from fairseq_plugins.evaluation.significance import pooled_test
 from fairseq_plugins.pipeline.files import read_lines
 
 __all__ = ["compare_files", "compared", "mean_row"]
-
-Texts = Sequence[Sequence[str]]
 
 _MEANS = ("bleu", "chrf", "ter", "oracle_bleu", "search_errors", "length_ratio")
 _COSTS = ("seconds", "tokens_per_second", "train_seconds")
@@ -42,15 +41,16 @@ def compare_files(
         UserError: a file is missing, or the texts are not comparable.
     """
     references = read_lines(reference)
-    known: Texts = []
+    known: Trainings | None = None
     rows: list[Row] = []
     for files in (baseline, *systems):
         texts = [read_lines(file) for file in files]
+        trainings = Trainings(texts, references)
         row = mean_row([_scores(file, t, references) for file, t in zip(files, texts)])
-        if rows:
-            row |= compared(known, texts, references, shown=shown)
+        if known is None:
+            known = trainings
         else:
-            known = texts
+            row |= compared(known, trainings, shown=shown)
         rows.append(row)
     return rows
 
@@ -80,7 +80,7 @@ def mean_row(rows: Sequence[Row]) -> Row:
 
 
 def compared(
-    baselines: Texts, systems: Texts, references: Sequence[str], *, shown: int
+    baseline: Trainings, system: Trainings, *, shown: int
 ) -> dict[str, Any]:
     """Return what a row gets from the comparison with the baseline.
 
@@ -93,8 +93,8 @@ def compared(
     Raises:
         UserError: the texts are not comparable.
     """
-    test = pooled_test(baselines, systems, references)
-    bootstrap = pooled_test(baselines, systems, references, method="bootstrap")
+    test = pooled_test(baseline, system)
+    bootstrap = pooled_test(baseline, system, method="bootstrap")
     row: dict[str, Any] = {}
     for name in ("bleu", "chrf"):
         difference = getattr(test, name)
@@ -111,12 +111,12 @@ def compared(
             "line": change.line,
             "chrf_baseline": change.baseline,
             "chrf": change.system,
-            "reference": references[number],
-            "baseline": baselines[0][number],
-            "system": systems[0][number],
+            "reference": baseline.references[number],
+            "baseline": baseline.texts[0][number],
+            "system": system.texts[0][number],
         }
 
-    found = changes(baselines, systems, references)
+    found = changes(baseline, system)
     gains = [entry(change) for change in found if change.gain > 0]
     losses = [entry(change) for change in reversed(found) if change.gain < 0]
     row["gains"], row["losses"] = gains[:shown], losses[:shown]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from fairseq_plugins.evaluation.comparison import compared, mean_row
+from fairseq_plugins.evaluation.pooling import Trainings
 from fairseq_plugins.evaluation.run_scores import Row, evaluate_run
 from fairseq_plugins.evaluation.run_test_set import read_references
 from fairseq_plugins.pipeline.errors import UserError
@@ -42,12 +43,13 @@ def compare_runs(
         _check_trainings(runs, control)
     lengths = {run: _length(run) for runs in (control, *systems) for run in runs}
     # For each beam the control's texts.
-    known: dict[int, list[list[str]]] = {}
+    known: dict[int, Trainings] = {}
     rows: list[Row] = []
     for runs in (control, *systems):
         of_runs = [evaluate_run(run, **evaluation) for run in runs]
         for of_beam in zip(*of_runs):
             texts = [_hypotheses(run, row) for run, row in zip(runs, of_beam)]
+            trainings = Trainings(texts, _references(runs[0], of_beam[0]))
             scored = [
                 {"run": str(run), **lengths[run], **row}
                 for run, row in zip(runs, of_beam)
@@ -56,12 +58,9 @@ def compare_runs(
                 _check_same_test_set(row, (rows or scored)[0])
             merged = mean_row(scored)
             if runs is control:
-                known[merged["beam"]] = texts
+                known[merged["beam"]] = trainings
             else:
-                references = _references(runs[0], merged)
-                merged |= compared(
-                    known[merged["beam"]], texts, references, shown=shown
-                )
+                merged |= compared(known[merged["beam"]], trainings, shown=shown)
             rows.append(merged)
     return rows
 

@@ -9,11 +9,7 @@ import numpy as np
 from sacrebleu.significance import PairedTest
 
 from fairseq_plugins.evaluation.comparable import check_comparable
-from fairseq_plugins.evaluation.pooling import (
-    PooledBLEU,
-    PooledCHRF,
-    statistics_of_trainings,
-)
+from fairseq_plugins.evaluation.pooling import PooledBLEU, PooledCHRF, Trainings
 from fairseq_plugins.pipeline.errors import UserError
 
 __all__ = ["Comparison", "Difference", "check_trainings", "paired_test", "pooled_test"]
@@ -62,15 +58,13 @@ def paired_test(
     samples: int | None = None,
 ) -> Comparison:
     """Test the difference of one training each; see :func:`pooled_test`."""
-    return pooled_test(
-        [baseline], [system], references, method=method, samples=samples
-    )
+    pair = Trainings([baseline], references), Trainings([system], references)
+    return pooled_test(*pair, method=method, samples=samples)
 
 
 def pooled_test(
-    baselines: Sequence[Sequence[str]],
-    systems: Sequence[Sequence[str]],
-    references: Sequence[str],
+    baseline: Trainings,
+    system: Trainings,
     *,
     method: str = "randomization",
     samples: int | None = None,
@@ -83,9 +77,8 @@ def pooled_test(
     few of them it is rather too narrow.
 
     Args:
-        baselines: plain text, one hypothesis per sentence, of each training.
-        systems: the same of the other system, of as many trainings.
-        references: raw text, one reference per sentence.
+        baseline: plain text of each training.
+        system: the same of the other system, of as many trainings.
         method: ``randomization`` (approximate; Riezler and Maxwell, 2005) or
             ``bootstrap`` (Koehn, 2004).
         samples: sacrebleu's own number (10,000 or 1,000) if not given. The seed is
@@ -99,45 +92,44 @@ def pooled_test(
         raise UserError(f"`method` must be {names}, but is `{method}`.")
     if samples is not None and samples < 1:
         raise UserError(f"`samples` must be 1 or more, but is {samples}.")
-    check_trainings(baselines, systems, references)
-    metrics = {"BLEU": PooledBLEU(force=True), "chrF": PooledCHRF()}
+    check_trainings(baseline, system)
+    metrics: dict[str, PooledBLEU | PooledCHRF] = {
+        "BLEU": PooledBLEU(force=True),
+        "chrF": PooledCHRF(),
+    }
     test = PairedTest(
-        [("baseline", list(zip(*baselines))), ("system", list(zip(*systems)))],
+        [("baseline", baseline), ("system", system)],
         metrics,
-        [references],
+        [baseline.references],
         test_type=_METHODS[method],
         n_samples=samples or 0,
     )
     signatures, results = test()
     bleu, chrf = (
         _difference(
-            results[name],
-            str(signature),
-            _interval(metric, baselines, systems, references),
+            results[name], str(signature), _interval(metric, baseline, system)
         )
         for (name, signature), metric in zip(signatures.items(), metrics.values())
     )
     return Comparison(method=method, samples=test.n_samples, bleu=bleu, chrf=chrf)
 
 
-def check_trainings(
-    baselines: Sequence[Sequence[str]],
-    systems: Sequence[Sequence[str]],
-    references: Sequence[str],
-) -> None:
+def check_trainings(baseline: Trainings, system: Trainings) -> None:
     """Refuse what cannot be compared.
 
     Raises:
         UserError: a system has no or not as many trainings, or a text is not
             comparable.
     """
-    if len(baselines) != len(systems) or not baselines:
+    ours, theirs = len(baseline.texts), len(system.texts)
+    if ours != theirs or not ours:
         raise UserError(
             "systems must have equally many trainings, one or more, but have "
-            f"{len(baselines)} and {len(systems)}."
+            f"{ours} and {theirs}."
         )
-    for hypotheses in (*baselines, *systems):
-        check_comparable(hypotheses, references)
+    for trainings in (baseline, system):
+        for hypotheses in trainings.texts:
+            check_comparable(hypotheses, trainings.references)
 
 
 def _difference(
@@ -152,25 +144,21 @@ def _difference(
 
 
 def _interval(
-    metric: Any,
-    baselines: Sequence[Sequence[str]],
-    systems: Sequence[Sequence[str]],
-    references: Sequence[str],
+    metric: PooledBLEU | PooledCHRF, baseline: Trainings, system: Trainings
 ) -> tuple[float, float]:
     """Draw sentences, the same for both systems, and trainings of each."""
     seed = os.environ.get("SACREBLEU_SEED", "12345").lower()
     rng = np.random.default_rng(None if seed == "none" else int(seed))
-    sentences = len(references)
+    sentences = len(baseline)
     # How often each sentence is drawn, (resamples, sentences).
     drawn = rng.multinomial(sentences, [1 / sentences] * sentences, size=_RESAMPLES)
 
-    def resampled(trainings: Sequence[Sequence[str]]) -> np.ndarray:
-        counts = statistics_of_trainings(metric, trainings, references)
-        sums = drawn @ counts  # (trainings, resamples, counts)
-        chosen = rng.integers(len(trainings), size=(len(trainings), _RESAMPLES))
+    def resampled(trainings: Trainings) -> np.ndarray:
+        sums = drawn @ trainings.counts(metric)  # (trainings, resamples, counts)
+        chosen = rng.integers(len(sums), size=(len(sums), _RESAMPLES))
         pooled = sums[chosen, np.arange(_RESAMPLES)].sum(axis=0)
         return np.array([metric._compute_score_from_stats(row).score for row in pooled])
 
-    differences = resampled(systems) - resampled(baselines)
+    differences = resampled(system) - resampled(baseline)
     low, high = np.percentile(differences, [2.5, 97.5])
     return float(low), float(high)
