@@ -20,6 +20,7 @@ _environment.ensure()
 
 import argparse  # noqa: E402
 import logging  # noqa: E402
+import os  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, Sequence  # noqa: E402
@@ -59,13 +60,14 @@ def main() -> int:
 
 def _table(rows: list[Row]) -> str:
     of_runs = "beam" in rows[0]
+    names = _names(rows)
     headings = ["system"]
     headings += ["updates", "train s", "beam"] if of_runs else []
     headings += ["BLEU", "seeds", "difference", "p", "p bootstrap", "chrF", "p"]
     headings += ["generate s"] if of_runs else []
     cells = [
         [
-            _name(row),
+            names[row["run"]],
             *([row[key] for key in _TRAINING] if of_runs else []),
             row["bleu"],
             f"±{row['bleu_deviation']:.2f}" if "runs" in row else None,
@@ -105,12 +107,13 @@ def _difference(row: Row) -> list[str | None]:
 def _sentences(rows: list[Row]) -> list[str]:
     """Return what changed most, for each system at the last beam."""
     last = {row["run"]: row for row in rows if "gains" in row}
+    names = _names(rows)
     lines = []
     for row in last.values():
         for key, title in (("gains", "Gained"), ("losses", "Lost")):
             if row[key]:
                 beam = f", beam {row['beam']}" if "beam" in row else ""
-                lines += ["", f"{title} most (sentence chrF): {_name(row)}{beam}"]
+                lines += ["", f"{title} most (sentence chrF): {names[row['run']]}{beam}"]
             for entry in row[key]:
                 lines += _sentence(entry)
     return lines
@@ -126,8 +129,15 @@ def _sentence(entry: dict[str, Any]) -> list[str]:
     ]
 
 
-def _name(row: Row) -> str:
-    return ",".join(Path(run).name for run in row.get("runs", [row["run"]]))
+def _names(rows: list[Row]) -> dict[str, str]:
+    """Return for each system the names of its paths, or more of them to differ."""
+    systems = {row["run"]: row.get("runs", [row["run"]]) for row in rows}
+    paths = list(dict.fromkeys(path for runs in systems.values() for path in runs))
+    shown = {path: Path(path).name for path in paths}
+    if len(set(shown.values())) < len(paths):
+        start = os.path.commonpath(paths)
+        shown = {path: os.path.relpath(path, start) for path in paths}
+    return {run: ",".join(shown[path] for path in of) for run, of in systems.items()}
 
 
 def _parse_arguments() -> argparse.Namespace:
