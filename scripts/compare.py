@@ -113,7 +113,8 @@ def _sentences(rows: list[Row]) -> list[str]:
         for key, title in (("gains", "Gained"), ("losses", "Lost")):
             if row[key]:
                 beam = f", beam {row['beam']}" if "beam" in row else ""
-                lines += ["", f"{title} most (sentence chrF): {names[row['run']]}{beam}"]
+                name = names[row["run"]] + beam
+                lines += ["", f"{title} most (sentence chrF): {name}"]
             for entry in row[key]:
                 lines += _sentence(entry)
     return lines
@@ -135,7 +136,7 @@ def _names(rows: list[Row]) -> dict[str, str]:
     paths = list(dict.fromkeys(path for runs in systems.values() for path in runs))
     shown = {path: Path(path).name for path in paths}
     if len(set(shown.values())) < len(paths):
-        start = os.path.commonpath(paths)
+        start = os.path.commonpath(map(os.path.abspath, paths))
         shown = {path: os.path.relpath(path, start) for path in paths}
     return {run: ",".join(shown[path] for path in of) for run, of in systems.items()}
 
