@@ -1,10 +1,16 @@
-"""Compare runs with a control run: BLEU, chrF and a paired significance test.
+"""Compare systems with a control: BLEU, chrF and paired significance tests.
 
-    python scripts/compare.py CONTROL RUN [RUN ...] [--beam 1 5] [--subset test]
+    python scripts/compare.py CONTROL SYSTEM [SYSTEM ...] [--beam 1 5] [--subset test]
+    python scripts/compare.py CONTROL SYSTEM [SYSTEM ...] --reference REF
 
-The runs are folders written by scripts/train.py. What scripts/evaluate.py has not done
-yet is done first. p is how probable a difference from the control as great as this one
-is between equally good systems (paired approximate randomisation, sacrebleu's).
+A system is a run folder of scripts/train.py, or several with commas between them, one
+for each seed: a_1,a_2,a_3. What scripts/evaluate.py has not done yet is done first.
+With --reference it is a file of translations, or several of them, one for each seed.
+
+p is how probable a difference from the control as great as this one is between equally
+good systems: by paired approximate randomisation and by paired bootstrap, sacrebleu's.
+The seeds of a system are pooled sentence by sentence. [low, high] is a 95 % confidence
+interval of the difference, over sentences and seeds.
 """
 from __future__ import annotations
 
@@ -14,9 +20,12 @@ _environment.ensure()
 
 import argparse  # noqa: E402
 import logging  # noqa: E402
+import os  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any, Sequence  # noqa: E402
 
+from fairseq_plugins.evaluation.comparison import compare_files  # noqa: E402
 from fairseq_plugins.evaluation.run_comparison import compare_runs  # noqa: E402
 from fairseq_plugins.evaluation.run_scores import Row  # noqa: E402
 from fairseq_plugins.evaluation.table import format_table  # noqa: E402
@@ -28,37 +37,108 @@ def main() -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("fairseq_plugins").setLevel(logging.INFO)
     arguments = _parse_arguments()
-    rows = compare_runs(
-        arguments.control, arguments.runs, beams=arguments.beam, subset=arguments.subset
-    )
+    systems = [arguments.control, *arguments.systems]
+    if arguments.reference:
+        rows = compare_files(
+            systems[0], systems[1:], arguments.reference, shown=arguments.sentences
+        )
+    else:
+        rows = compare_runs(
+            systems[0],
+            systems[1:],
+            shown=arguments.sentences,
+            beams=arguments.beam,
+            subset=arguments.subset,
+            checkpoint=arguments.checkpoint,
+            lenpen=arguments.lenpen,
+        )
     if arguments.json:
         write_json(arguments.json, rows)
-    print(_table(rows))
+    print("\n".join([_table(rows), *_sentences(rows)]))
     return 0
 
 
 def _table(rows: list[Row]) -> str:
-    headings = ["run", "updates", "train s", "beam", "BLEU", "chrF", "p", "generate s"]
+    of_runs = "beam" in rows[0]
+    names = _names(rows)
+    headings = ["system"]
+    headings += ["updates", "train s", "beam"] if of_runs else []
+    headings += ["BLEU", "seeds", "difference", "p", "p bootstrap", "chrF", "p"]
+    headings += ["generate s"] if of_runs else []
     cells = [
         [
-            Path(row["run"]).name,
-            row["updates"],
-            row["train_seconds"],
-            row["beam"],
+            names[row["run"]],
+            *([row[key] for key in _TRAINING] if of_runs else []),
             row["bleu"],
+            f"±{row['bleu_deviation']:.2f}" if "runs" in row else None,
+            *_difference(row),
             row["chrf"],
-            f"{row['bleu_p_value']:.4f}" if "bleu_p_value" in row else "control",
-            row["seconds"],
+            f"{row['chrf_p_value']:.4f}" if "chrf_p_value" in row else None,
+            *([row["seconds"]] if of_runs else []),
         ]
         for row in rows
     ]
     signatures = dict.fromkeys(
-        row[key]
-        for key in ("bleu_signature", "chrf_signature", "test_signature")
-        for row in rows
-        if key in row
+        row[key] for key in _SIGNATURES for row in rows if key in row
     )
     return "\n".join([format_table(headings, cells), *signatures])
+
+
+_TRAINING = ("updates", "train_seconds", "beam")
+_SIGNATURES = (
+    "bleu_signature",
+    "chrf_signature",
+    "test_signature",
+    "bootstrap_signature",
+)
+
+
+def _difference(row: Row) -> list[str | None]:
+    if "bleu_p_value" not in row:
+        return ["control", None, None]
+    low, high = row["bleu_interval"]
+    return [
+        f"{row['bleu_difference']:+.2f} [{low:+.2f}, {high:+.2f}]",
+        f"{row['bleu_p_value']:.4f}",
+        f"{row['bleu_p_bootstrap']:.4f}",
+    ]
+
+
+def _sentences(rows: list[Row]) -> list[str]:
+    """Return what changed most, for each system at the last beam."""
+    last = {row["run"]: row for row in rows if "gains" in row}
+    names = _names(rows)
+    lines = []
+    for row in last.values():
+        for key, title in (("gains", "Gained"), ("losses", "Lost")):
+            if row[key]:
+                beam = f", beam {row['beam']}" if "beam" in row else ""
+                name = names[row["run"]] + beam
+                lines += ["", f"{title} most (sentence chrF): {name}"]
+            for entry in row[key]:
+                lines += _sentence(entry)
+    return lines
+
+
+def _sentence(entry: dict[str, Any]) -> list[str]:
+    return [
+        f"  line {entry['line']:,}: {entry['chrf_baseline']:.1f} to "
+        f"{entry['chrf']:.1f}",
+        f"    reference  {entry['reference']}",
+        f"    control    {entry['baseline']}",
+        f"    system     {entry['system']}",
+    ]
+
+
+def _names(rows: list[Row]) -> dict[str, str]:
+    """Return for each system the names of its paths, or more of them to differ."""
+    systems = {row["run"]: row.get("runs", [row["run"]]) for row in rows}
+    paths = list(dict.fromkeys(path for runs in systems.values() for path in runs))
+    shown = {path: Path(path).name for path in paths}
+    if len(set(shown.values())) < len(paths):
+        start = os.path.commonpath(map(os.path.abspath, paths))
+        shown = {path: os.path.relpath(path, start) for path in paths}
+    return {run: ",".join(shown[path] for path in of) for run, of in systems.items()}
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -67,13 +147,26 @@ def _parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("control", type=Path, metavar="CONTROL")
-    add("runs", type=Path, nargs="+", metavar="RUN")
+    add("control", type=_paths, metavar="CONTROL")
+    add("systems", type=_paths, nargs="+", metavar="SYSTEM")
+    add("--reference", type=Path, metavar="REF",
+        help="compare files of translations of this text")  # fmt: skip
     add("--beam", type=int, nargs="+", default=[1, 5], metavar="K",
         help="beam sizes, 1 is greedy (default: 1 5)")  # fmt: skip
     add("--subset", default="test", help="subset of the corpus (default: test)")
+    add("--checkpoint", default=["best"], nargs="+", metavar="WHICH",
+        help="best, last or a path; several: their average (default: best)",
+        )  # fmt: skip
+    add("--lenpen", type=float, default=1.0, metavar="X",
+        help="exponent of the length in the score (default: 1)")  # fmt: skip
+    add("--sentences", type=int, default=3, metavar="N",
+        help="sentences of greatest gain and loss to show (default: 3)")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="write the rows here, too")
     return parser.parse_args()
+
+
+def _paths(text: str) -> Sequence[Path]:
+    return [Path(part) for part in text.split(",") if part]
 
 
 if __name__ == "__main__":

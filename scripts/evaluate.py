@@ -3,8 +3,9 @@
     python scripts/evaluate.py RUN [--beam 1 5] [--subset test] [--checkpoint best]
 
 RUN is a folder written by scripts/train.py. Translations, fairseq's output and
-scores.json go to RUN/eval. BLEU and chrF are sacrebleu's, on detokenised text. What was
-evaluated before, by the same checkpoint and on the same data, is not done again.
+scores.json go to RUN/eval. BLEU, chrF and TER are sacrebleu's, on detokenised text.
+What was evaluated before, by the same checkpoint and on the same data, is not done
+again. docs/evaluation.md says what each number is.
 """
 from __future__ import annotations
 
@@ -17,6 +18,8 @@ import logging  # noqa: E402
 import math  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
+
+import _scoring_options  # noqa: E402
 
 from fairseq_plugins.evaluation.run_scores import Row, evaluate_run  # noqa: E402
 from fairseq_plugins.evaluation.table import format_table  # noqa: E402
@@ -35,31 +38,92 @@ def main() -> int:
         checkpoint=arguments.checkpoint,
         lenpen=arguments.lenpen,
         max_tokens=arguments.max_tokens,
+        scoring=_scoring_options.scoring(arguments),
     )
     if arguments.json:
         write_json(arguments.json, rows)
-    print(_table(rows))
+    print(_report(rows))
     return 0
 
 
-def _table(rows: list[Row]) -> str:
-    headings = {
-        "title": "subset",
-        "checkpoint": "checkpoint",
-        "beam": "beam",
-        "bleu": "BLEU",
-        "chrf": "chrF",
-        "seconds": "seconds",
-        "tokens_per_second": "tokens/s",
-    }
-    cells = [[row[key] for key in headings] for row in rows]
-    return "\n".join(
+def _report(rows: list[Row]) -> str:
+    row = rows[0]
+    checkpoint = row["checkpoint"]
+    if "averaged" in row:
+        checkpoint += f", the mean of {', '.join(row['averaged'])}"
+    parts = [
+        f"{row['title']}: {row['sentences']:,} sentences; {checkpoint}; "
+        f"lenpen {row['lenpen']:g}",
+        _scores(rows),
+        _search(rows),
+        _lengths(rows),
+    ]
+    older = _scoring_options.older_papers(rows)
+    parts += [older] if older else []
+    signatures = [
+        f"{name}: {row[key]}"
+        for name, key in (
+            ("BLEU", "bleu_signature"),
+            ("chrF", "chrf_signature"),
+            ("TER", "ter_signature"),
+            ("COMET", "comet_model"),
+        )
+        if key in row
+    ]
+    return "\n\n".join([*parts, "\n".join(signatures)])
+
+
+def _scores(rows: list[Row]) -> str:
+    headings = ["beam", "BLEU", "chrF", "TER", "1/2/3/4-gram precision", "BP", "length"]
+    headings += ["COMET"] if "comet" in rows[0] else []
+    cells = [
         [
-            format_table(list(headings.values()), cells),
-            f"BLEU: {rows[0]['bleu_signature']}",
-            f"chrF: {rows[0]['chrf_signature']}",
+            str(row["beam"]),
+            row["bleu"],
+            row["chrf"],
+            row["ter"],
+            "/".join(f"{value:.1f}" for value in row["precisions"]),
+            f"{row['brevity_penalty']:.3f}",
+            f"{row['length_ratio']:.3f}",
+            *([f"{row['comet']:.4f}"] if "comet" in row else []),
         ]
-    )
+        for row in rows
+    ]
+    return format_table(headings, cells)
+
+
+def _search(rows: list[Row]) -> str:
+    headings = ["beam", "best in beam", "search errors", "repetition", "empty"]
+    headings += ["seconds", "tokens/s"]
+    cells = [
+        [
+            str(row["beam"]),
+            row.get("oracle_bleu"),
+            f"{row['search_errors']:.1%}" if "search_errors" in row else None,
+            f"{row['repetition']:.1%}",
+            row["empty"],
+            row["seconds"],
+            row["tokens_per_second"],
+        ]
+        for row in rows
+    ]
+    natural = f"repetition in the references: {rows[0]['reference_repetition']:.1%}"
+    return f"{format_table(headings, cells)}\n{natural}"
+
+
+def _lengths(rows: list[Row]) -> str:
+    """Return BLEU by length of the reference, a column for each beam."""
+    buckets = [row["bleu_by_length"] for row in rows]
+    cells = [
+        [
+            _scoring_options.span(of_length[0]),
+            of_length[0]["sentences"],
+            *(bucket["bleu"] for bucket in of_length),
+        ]
+        for of_length in zip(*buckets)
+    ]
+    beams = [f"BLEU, beam {row['beam']}" for row in rows]
+    return format_table(["words", "sentences", *beams], cells)
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -71,13 +135,17 @@ def _parse_arguments() -> argparse.Namespace:
     add("run", type=Path, metavar="RUN")
     add("--beam", type=_positive, nargs="+", default=[1, 5], metavar="K",
         help="beam sizes, 1 is greedy (default: 1 5)")  # fmt: skip
-    add("--subset", default="test", help="subset of the corpus (default: test)")
-    add("--checkpoint", default="best", metavar="WHICH",
-        help="best, last or a path (default: best)")  # fmt: skip
+    add("--subset", default="test", metavar="NAME",
+        help="test set: fairseq's name, its title, or a part such as "
+        "newstest2014/2737 (default: test)")  # fmt: skip
+    add("--checkpoint", default=["best"], nargs="+", metavar="WHICH",
+        help="best, last or a path; several: their average (default: best)",
+        )  # fmt: skip
     add("--lenpen", type=_finite, default=1.0, metavar="X",
         help="exponent of the length in the score (default: 1)")  # fmt: skip
     add("--max-tokens", type=_positive, default=4000, metavar="N",
         help="tokens in a batch (default: 4000)")  # fmt: skip
+    _scoring_options.add_options(parser)
     add("--json", type=Path, metavar="FILE", help="write the rows here, too")
     return parser.parse_args()
 

@@ -119,6 +119,18 @@ def test_prepare_train_resume_evaluate_and_compare(corpus, tmp_path):
         assert 0 <= row["bleu"] <= 100 and row["sentences"] == 20
         assert ("bleu_p_value" in row) == (Path(row["run"]).name != "control")
         assert row["updates"] == (30 if Path(row["run"]).name == "ce" else 6)
+        assert row["oracle_bleu"] >= row["bleu"] or row["beam"] == 1
+        assert 0 <= row["search_errors"] <= 1
+    names = ("control", "ce", "beam")
+    one, other = (f"{tmp_path / a},{tmp_path / 'ce'}" for a in names[::2])
+    script("compare.py", one, other, "--beam", 3, "--json", result)
+    pooled = json.loads(result.read_text())
+    of_run = {Path(r["run"]).name: r["bleu"] for r in rows if r["beam"] == 3}
+    assert [len(row["runs"]) for row in pooled] == [2, 2]
+    for row, name in zip(pooled, names[::2]):
+        assert row["bleu_of_runs"] == [of_run[name], of_run["ce"]]
+    low, high = pooled[1]["bleu_interval"]
+    assert low <= pooled[1]["bleu_difference"] <= high
     assert "tok:13a" in rows[0]["bleu_signature"]
     assert "control" in table.stdout and f"{rows[-1]['bleu']:.2f}" in table.stdout
 

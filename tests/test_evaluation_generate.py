@@ -1,14 +1,17 @@
 """fairseq-generate's output becomes one hypothesis per sentence, in order, or fails."""
 from __future__ import annotations
 
+import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fairseq_plugins.evaluation import generate
-from fairseq_plugins.evaluation.generate import best_hypotheses, translate
+from fairseq_plugins.evaluation.generate import Subset, score_references, translate
+from fairseq_plugins.evaluation.generate_output import Hypothesis, hypotheses_of
 from fairseq_plugins.pipeline.errors import UserError
 
 OUTPUT = """\
@@ -28,13 +31,21 @@ SUMMARY = (
 )
 
 
-def parse(text: str, sentences: int) -> list[str]:
+SUBSET = Subset(Path("bin"), ("xx", "yy"), "test", 3)
+
+
+def parse(text: str, sentences: int) -> list[list[Hypothesis]]:
     lines = text.split("\n")
-    return best_hypotheses(lines, subset="test", sentences=sentences)
+    return hypotheses_of(lines, subset="test", sentences=sentences)
 
 
-def test_the_best_hypotheses_come_in_corpus_order() -> None:
-    assert parse(OUTPUT, 3) == ["▁first", "", "▁third \u2028 one"]
+def test_hypotheses_come_in_corpus_order_best_first() -> None:
+    first, second, third = parse(OUTPUT, 3)
+    assert first == [Hypothesis(-math.inf, "▁first")]
+    assert [item.pieces for item in second] == [""]
+    assert [item.pieces for item in third] == ["▁third \u2028 one", "▁worse"]
+    # fairseq's logarithms are binary: 2 ** -0.5 = e ** score.
+    assert math.exp(third[0].score) == pytest.approx(2**-0.5)
 
 
 def test_a_missing_sentence_is_named() -> None:
@@ -51,16 +62,12 @@ def test_more_sentences_than_references_are_refused() -> None:
 
 def call(tmp_path: Path, **changes: Any) -> generate.Translations:
     options: dict[str, Any] = {
-        "languages": ("xx", "yy"),
-        "subset": "test",
-        "sentences": 3,
         "beam": 5,
         "lenpen": -0.5,
         "max_tokens": 100,
         "log": tmp_path / "log",
     }
-    data = tmp_path / "bin"
-    return translate(tmp_path / "model.pt", data, **{**options, **changes})
+    return translate(tmp_path / "model.pt", SUBSET, **{**options, **changes})
 
 
 @pytest.fixture
@@ -85,10 +92,14 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_speed_is_the_one_that_fairseq_reports(tmp_path: Path, fake: Any) -> None:
     commands = fake(OUTPUT + SUMMARY)
     result = call(tmp_path)
-    assert result.pieces[0] == "▁first"
+    assert result.nbest[0][0].pieces == "▁first"
     assert (result.tokens, result.seconds) == (12345, 2.5)
     assert result.tokens_per_second == 4938.25
-    assert (tmp_path / "log").read_text(encoding="utf-8") == OUTPUT + SUMMARY
+    # Of each sentence the log has the best hypothesis only.
+    log = (tmp_path / "log").read_text(encoding="utf-8")
+    assert log == (OUTPUT + SUMMARY).replace("H-2\t-0.9\t▁worse\n", "")
+    words = commands[0]
+    assert words[words.index("--nbest") + 1] == words[words.index("--beam") + 1] == "5"
     assert "--lenpen=-0.5" in commands[0]
     # No sentence may be left out, however long.
     assert not [word for word in commands[0] if "skip-invalid" in word]
@@ -116,5 +127,26 @@ def test_progress_is_reported(
     monkeypatch.setattr(generate, "_SECONDS_BETWEEN_REPORTS", 0.0)
     fake(OUTPUT + SUMMARY)
     call(tmp_path)
-    assert caplog.messages[0] == "test, beam 5: translating 3 sentences"
-    assert "test, beam 5: 2 of 3 done" in caplog.messages
+    assert caplog.messages[0] == "test, beam 5: 3 sentences"
+    assert "test, beam 5: 1 of 3 done" in caplog.messages
+
+
+REFERENCES = """\
+S-1\t▁b
+H-1\t-1.5\t▁b ▁b ▁b
+P-1\t-1.0000 -2.0000 -1.0000 -2.0000
+H-0\t-0.25\t▁a
+P-0\t-0.5000 0.0000
+"""
+
+
+def test_references_get_the_sum_of_their_tokens(tmp_path: Path, fake: Any) -> None:
+    commands = fake(REFERENCES + SUMMARY)
+    subset = replace(SUBSET, sentences=2)
+    first, second = score_references(
+        tmp_path / "model.pt", subset, max_tokens=100, log=tmp_path / "log"
+    )
+    assert "--score-reference" in commands[0]
+    assert (first.tokens, second.tokens) == (2, 4)
+    assert first.log_prob == pytest.approx(-0.5 * math.log(2))
+    assert second.log_prob == pytest.approx(-6.0 * math.log(2))

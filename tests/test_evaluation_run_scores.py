@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import sentencepiece
+import torch
 
-from fairseq_plugins.evaluation import run_scores
-from fairseq_plugins.evaluation.generate import Translations
+from fairseq_plugins.evaluation import run_references, run_scores, test_sets
+from fairseq_plugins.evaluation.generate import Subset, Translations
+from fairseq_plugins.evaluation.generate_output import Hypothesis, Reference
 from fairseq_plugins.evaluation.run_scores import evaluate_run
+from fairseq_plugins.evaluation.test_sets import TestSet
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import read_lines
 from fairseq_plugins.pipeline.manifest import FORMAT
@@ -66,12 +69,18 @@ def calls(run: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         model_file=str(run.parent / "corpus" / "spm.model")
     )
 
-    def stand_in(checkpoint: Path, data: Path, **options: Any) -> Translations:
-        calls.append({"checkpoint": checkpoint, **options})
+    def stand_in(checkpoint: Path, subset: Subset, **options: Any) -> Translations:
+        calls.append({"checkpoint": checkpoint, "subset": subset, **options})
         pieces = [" ".join(model.encode(line, out_type=str)) for line in TEXT]
-        return Translations(pieces, tokens=40, seconds=0.5, tokens_per_second=80.0)
+        nbest = [[Hypothesis(-1.0, line)] for line in pieces]
+        return Translations(nbest, tokens=40, seconds=0.5, tokens_per_second=80.0)
+
+    def score(checkpoint: Path, subset: Subset, **options: Any) -> list[Reference]:
+        # The search found -1: better than the first and worse than the others.
+        return [Reference(-2 * 4.0, 4), Reference(-3.0, 4), Reference(-2.0, 4)]
 
     monkeypatch.setattr(run_scores, "translate", stand_in)
+    monkeypatch.setattr(run_references, "score_references", score)
     return calls
 
 
@@ -92,8 +101,10 @@ def test_each_beam_is_decoded_scored_and_stored(
     assert (row["sentences"], row["seconds"], row["tokens_per_second"]) == (3, 0.5, 80)
     assert row["checkpoint"] == "checkpoint_best.pt"
     assert row["hypotheses"] == "test.beam5.hyp.txt"
-    assert calls[0]["languages"] == ("xx", "yy")
-    assert calls[0]["sentences"] == 3
+    assert calls[0]["subset"].languages == ("xx", "yy")
+    assert calls[0]["subset"].sentences == 3
+    assert row["search_errors"] == pytest.approx(2 / 3)
+    assert round(row["oracle_bleu"]) == 100
 
 
 def test_a_second_call_does_nothing(run: Path, calls: list[dict[str, Any]]) -> None:
@@ -172,3 +183,67 @@ def test_data_that_changed_after_training_is_refused(run: Path) -> None:
 def test_any_other_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must be a run folder of scripts/train.py"):
         evaluate_run(tmp_path / "nowhere")
+
+
+def test_several_checkpoints_are_averaged_once(
+    run: Path, calls: list[dict[str, Any]]
+) -> None:
+    for name, value in (("best", 1.0), ("last", 4.0)):
+        path = run / "checkpoints" / f"checkpoint_{name}.pt"
+        torch.save({"model": {"w": torch.tensor([value])}}, path)
+    (row,) = evaluate_run(run, beams=[2], checkpoint=["best", "last"])
+    average = calls[0]["checkpoint"]
+    assert torch.load(average)["model"]["w"].item() == 2.5
+    assert average.parent == run / "eval" and row["checkpoint"] == average.name
+    assert row["averaged"] == ["checkpoint_best.pt", "checkpoint_last.pt"]
+    assert row["hypotheses"] == f"test.{average.stem}.beam2.hyp.txt"
+    # In another order it is the same mean.
+    assert evaluate_run(run, beams=[2], checkpoint=["last", "best"]) == [row]
+    assert len(calls) == 1
+    with pytest.raises(UserError, match="must be different ones"):
+        evaluate_run(run, beams=[2], checkpoint=["best", "checkpoint_best.pt"])
+
+
+def test_a_row_of_an_earlier_version_gets_what_it_lacks_without_a_search(
+    run: Path, calls: list[dict[str, Any]]
+) -> None:
+    (row,) = evaluate_run(run, beams=[2])
+    path = run / "eval" / "scores.json"
+    new = {"ter", "ter_signature", "repetition", "bleu_by_length", "oracle_bleu"}
+    old = {key: value for key, value in row.items() if key not in new}
+    path.write_text(json.dumps([old]))
+    (again,) = evaluate_run(run, beams=[2])
+    assert len(calls) == 1
+    assert again == {key: value for key, value in row.items() if key != "oracle_bleu"}
+    assert stored(run) == [again]
+
+
+def test_a_part_of_a_test_set_is_scored_by_the_same_translations(
+    run: Path, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = TestSet("first_set", 3, {"xx": "0", "yy": "1"})
+    part = TestSet("first_set/2", 2, {"xx": "2", "yy": "3"}, "first_set", "2, 0")
+    monkeypatch.setattr(test_sets, "known_sets", lambda: (known, part))
+    (row,) = evaluate_run(run, beams=[2], subset="first_set/2")
+    assert (row["title"], row["sentences"], row["subset"]) == ("first_set/2", 2, "test")
+    assert row["lines_of"] == "first_set"
+    hypotheses = read_lines(run / "eval" / row["hypotheses"])
+    assert hypotheses == [TEXT[2], TEXT[0]]
+    assert row["search_errors"] == 1 / 2  # of the three sentences the last two
+    whole, same = sorted(stored(run), key=lambda row: -row["sentences"])
+    assert (whole["title"], same) == ("first_set", row)
+    assert whole["reference_sha256"] != row["reference_sha256"]
+    evaluate_run(run, beams=[2], subset="test")
+    assert len(calls) == 1
+    with pytest.raises(UserError, match="`first_set/3` is no known test set. Did you"):
+        evaluate_run(run, subset="first_set/3")
+
+
+def test_a_known_name_with_another_number_of_sentences_is_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = [TestSet(name, n, {"xx": "", "yy": ""}) for name, n in
+            (("first_set", 4), ("first_set/3", 3))]  # fmt: skip
+    monkeypatch.setattr(test_sets, "known_sets", lambda: tuple(sets))
+    with pytest.raises(UserError, match="has 4 sentences, but .* has 3. So many has"):
+        evaluate_run(run)

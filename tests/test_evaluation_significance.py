@@ -5,10 +5,19 @@ import json
 import random
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fairseq_plugins.evaluation.significance import compare, paired_test
+from fairseq_plugins.evaluation.changes import changes
+from fairseq_plugins.evaluation.comparison import compare_files, mean_row
+from fairseq_plugins.evaluation.pooling import Trainings
+from fairseq_plugins.evaluation.scoring import score
+from fairseq_plugins.evaluation.significance import (
+    Comparison,
+    paired_test,
+    pooled_test,
+)
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import read_lines, write_lines
 
@@ -21,6 +30,11 @@ WORDS = [f"word{i}" for i in range(50)]
 def references() -> list[str]:
     rng = random.Random(1)
     return [" ".join(rng.choices(WORDS, k=12)) for _ in range(100)]
+
+
+def pooled(ours: Any, theirs: Any, references: list[str], **options: Any) -> Comparison:
+    pair = Trainings(ours, references), Trainings(theirs, references)
+    return pooled_test(*pair, **options)
 
 
 def spoil(lines: list[str], *, share: float, seed: int) -> list[str]:
@@ -85,13 +99,96 @@ def test_files_are_compared_line_by_line(
     texts["new"] = spoil(references, share=0.4, seed=3)
     for name, lines in texts.items():
         write_lines(tmp_path / name, lines)
-    result = compare(tmp_path / "base", tmp_path / "new", tmp_path / "ref")
-    assert result == paired_test(texts["base"], texts["new"], references)
+    paths = [[tmp_path / "base"], [[tmp_path / "new"]], tmp_path / "ref"]
+    base, new = compare_files(*paths, shown=2)
+    test = paired_test(texts["base"], texts["new"], references)
+    assert (base["bleu"], new["bleu"]) == (test.bleu.baseline, test.bleu.system)
+    assert new["bleu_p_value"] == test.bleu.p_value
+    assert new["bleu_interval"] == list(test.bleu.interval)
+    assert "bleu_p_value" not in base
+    assert len(new["losses"]) == 2
+    for entry in new["losses"]:
+        assert entry["chrf"] < entry["chrf_baseline"]
+        assert entry["system"] == texts["new"][entry["line"] - 1]
+        assert entry["baseline"] == texts["base"][entry["line"] - 1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_training_counted_three_times_is_no_more_evidence(
+    references: list[str], method: str
+) -> None:
+    one = spoil(references, share=0.30, seed=2)
+    other = spoil(references, share=0.25, seed=3)
+    single = pooled([one], [other], references, method=method, samples=300)
+    triple = pooled([one] * 3, [other] * 3, references, method=method, samples=300)
+    # Three times the sentences would make a greater difference of this one.
+    longer = paired_test(
+        one * 3, other * 3, references * 3, method=method, samples=300
+    )
+    assert triple.bleu.p_value == pytest.approx(single.bleu.p_value, abs=0.02)
+    assert triple.bleu.system == pytest.approx(single.bleu.system)
+    assert triple.bleu.interval == pytest.approx(single.bleu.interval)
+    assert longer.bleu.p_value < single.bleu.p_value / 3
+
+
+def test_the_interval_is_wider_if_trainings_differ(references: list[str]) -> None:
+    ours = [spoil(references, share=0.3, seed=seed) for seed in (2, 3)]
+    alike = [spoil(references, share=0.3, seed=seed) for seed in (4, 5)]
+    unlike = [
+        spoil(references, share=0.1, seed=4),
+        spoil(references, share=0.5, seed=5),
+    ]
+    widths = []
+    for theirs in (alike, unlike):
+        low, high = pooled(ours, theirs, references, samples=50).bleu.interval
+        widths.append(high - low)
+    assert widths[1] > 1.5 * widths[0]
+
+
+def test_the_interval_covers_nothing_for_equal_systems(references: list[str]) -> None:
+    system = spoil(references, share=0.3, seed=2)
+    result = paired_test(system, system, references, samples=50)
+    assert result.bleu.interval == result.chrf.interval == (0.0, 0.0)
+
+
+def test_pooled_bleu_is_that_of_all_translations(references: list[str]) -> None:
+    trainings = [spoil(references, share=0.3, seed=seed) for seed in (2, 3, 4)]
+    result = pooled(trainings, trainings, references, samples=10)
+    together = score(sum(trainings, []), references * 3)
+    assert result.bleu.system == pytest.approx(together.bleu)
+    assert result.chrf.system == pytest.approx(together.chrf)
+
+
+def test_sentences_are_sorted_by_gain(references: list[str]) -> None:
+    baseline = spoil(references, share=0.3, seed=2)
+    system = list(baseline)
+    system[7], system[3] = references[7], "nothing of it"
+    found = changes(
+        Trainings([baseline], references), Trainings([system], references)
+    )
+    assert (found[0].line, found[-1].line) == (8, 4)
+    assert found[0].system == pytest.approx(100)
+    assert all(change.gain == 0 for change in found[1:-1])
+
+
+def test_a_row_of_several_trainings_has_their_mean() -> None:
+    rows = [
+        {"run": "a", "bleu": 20.0, "chrf": 50.0, "seconds": 1.0, "train_seconds": 5},
+        {"run": "b", "bleu": 22.0, "chrf": 51.0, "seconds": 3.0, "train_seconds": None},
+    ]
+    merged = mean_row(rows)
+    assert (merged["bleu"], merged["chrf"], merged["seconds"]) == (21.0, 50.5, 2.0)
+    assert merged["train_seconds"] is None
+    assert merged["bleu_of_runs"] == [20.0, 22.0]
+    assert merged["bleu_deviation"] == pytest.approx(2**0.5)
+    assert (merged["run"], merged["runs"]) == ("a,b", ["a", "b"])
 
 
 def test_wrong_input_is_refused(references: list[str]) -> None:
     with pytest.raises(UserError, match="must be equally many"):
         paired_test(references, references[1:], references)
+    with pytest.raises(UserError, match="equally many trainings.* 1 and 2"):
+        pooled([references], [references] * 2, references)
     with pytest.raises(UserError, match="`method` must be `randomization` or"):
         paired_test(references, references, references, method="t")
     with pytest.raises(UserError, match="`samples` must be 1 or more, but is 0"):
@@ -100,11 +197,17 @@ def test_wrong_input_is_refused(references: list[str]) -> None:
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data")
 def test_wmt17_systems_differ_by_their_published_scores() -> None:
+    # The scores are published. So great a difference on 3,004 sentences can only have
+    # the smallest p-value that the number of samples allows.
     folder = DATA / "bleu_check" / "wmt17-en-de"
     names = ("newstest2017.xmu.4910.de.xz", "newstest2017.uedin-nmt.4722.de.xz")
     one, other = (read_lines(folder / name) for name in names)
     references = read_lines(DATA / "newstest" / "newstest2017-en-de.de.xz")
-    result = paired_test(one, other, references, method="bootstrap", samples=300)
-    assert round(result.bleu.baseline, 2) == 26.69
-    assert round(result.bleu.system, 2) == 28.30
-    assert result.bleu.p_value < 0.01
+    ours, theirs = Trainings([one], references), Trainings([other], references)
+    for method in METHODS:
+        result = pooled_test(ours, theirs, method=method, samples=200)
+        assert round(result.bleu.baseline, 2) == 26.69
+        assert round(result.bleu.system, 2) == 28.30
+        assert result.bleu.p_value == pytest.approx(1 / 201)
+        low, high = result.bleu.interval
+        assert 1.0 < low < 28.30 - 26.69 < high < 2.2

@@ -225,3 +225,11 @@ def test_a_damaged_last_checkpoint_is_named(config: dict[str, Any]) -> None:
     last.write_bytes(last.read_bytes()[:500])
     with pytest.raises(UserError, match="checkpoint_last.pt` cannot be read"):
         train(config, ["/must/not/run"], on_line=print)
+
+
+def test_tensorboard_without_its_package_is_refused_before_training(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="`tensorboard_logdir` needs the package"):
+        training_command({**config, "tensorboard_logdir": "somewhere"})

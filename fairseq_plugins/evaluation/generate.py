@@ -1,4 +1,4 @@
-"""Translate a binarised subset with ``fairseq-generate``."""
+"""Translate a binarised subset, or score its references, by ``fairseq-generate``."""
 from __future__ import annotations
 
 import logging
@@ -7,20 +7,24 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable
+from typing import Sequence
 
 import fairseq_plugins
+from fairseq_plugins.evaluation.generate_output import (
+    Hypothesis,
+    Reference,
+    hypotheses_of,
+    references_of,
+)
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.process import Outcome, run_logged
 
-__all__ = ["Translations", "best_hypotheses", "translate"]
+__all__ = ["Subset", "Translations", "score_references", "translate"]
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_REPORTS = 5.0
-_MAX_LISTED = 5
 
-_HYPOTHESIS = re.compile(r"H-(\d+)\t[^\t]*\t(.*)")
 _SUMMARY = re.compile(
     r"Translated [\d,]+ sentences \(([\d,]+) tokens\) in ([\d.]+)s "
     r"\(.*?, ([\d.]+) tokens/s\)"
@@ -28,6 +32,24 @@ _SUMMARY = re.compile(
 _TOO_LONG = re.compile(
     r"Size of sample #(\d+) is invalid \(=(.+?)\) since max_positions=(.+?), skip"
 )
+_OF_A_HYPOTHESIS = ("H-", "D-", "P-")
+
+
+@dataclass(frozen=True)
+class Subset:
+    """What is to be translated.
+
+    Attributes:
+        data: binarised folder.
+        languages: source and target.
+        name: fairseq's, such as ``test``.
+        sentences: how many its raw text has.
+    """
+
+    data: Path
+    languages: tuple[str, str]
+    name: str
+    sentences: int
 
 
 @dataclass(frozen=True)
@@ -35,13 +57,14 @@ class Translations:
     """What ``fairseq-generate`` gave.
 
     Attributes:
-        pieces: each sentence's best hypothesis, subwords apart, in corpus order.
-        tokens: length of all hypotheses with their end marks.
+        nbest: for each sentence in corpus order all hypotheses of the beam that ended,
+            best first.
+        tokens: length of the best hypotheses with their end marks.
         seconds: time of the search alone, without loading the model.
         tokens_per_second: speed of the search.
     """
 
-    pieces: list[str]
+    nbest: list[list[Hypothesis]]
     tokens: int
     seconds: float
     tokens_per_second: float
@@ -49,11 +72,8 @@ class Translations:
 
 def translate(
     checkpoint: Path,
-    data: Path,
+    subset: Subset,
     *,
-    languages: tuple[str, str],
-    subset: str,
-    sentences: int,
     beam: int,
     lenpen: float,
     max_tokens: int,
@@ -63,96 +83,108 @@ def translate(
 
     Args:
         checkpoint: a model trained by fairseq.
-        data: binarised folder.
-        languages: source and target.
-        subset: such as ``test``.
-        sentences: how many the raw text of the subset has.
+        subset: the sentences.
         beam: hypotheses kept at each step, 1 is greedy search.
         lenpen: exponent of the length that scores are divided by.
         max_tokens: size of a batch, in tokens.
-        log: receives fairseq's whole output.
+        log: receives fairseq's output, of hypotheses only each sentence's best.
 
     Raises:
-        UserError: fairseq fails, or does not give one hypothesis per sentence.
+        UserError: fairseq fails, or does not give hypotheses for every sentence.
     """
-    command = [
-        sys.executable, "-m", "fairseq_cli.generate", str(data),
-        "--user-dir", str(Path(fairseq_plugins.__file__).parent),
-        "--source-lang", languages[0], "--target-lang", languages[1],
-        "--path", str(checkpoint), "--gen-subset", subset,
-        "--beam", str(beam), f"--lenpen={lenpen}",
-        "--max-tokens", str(max_tokens), "--log-format", "none",
-    ]  # fmt: skip
-    watch = _Watch(f"{subset}, beam {beam}", sentences)
-    outcome = run_logged(command, log=log, on_line=watch)
-    if outcome.status:
-        raise UserError(_why_failed(outcome, subset, log))
+    options = ["--beam", str(beam), "--nbest", str(beam), f"--lenpen={lenpen}"]
+    title = f"{subset.name}, beam {beam}"
+    watch = _Watch(title, subset.sentences, kinds=("H-",))
+    _generate(checkpoint, subset, options, max_tokens, watch=watch, log=log)
     if watch.summary is None:
         raise UserError(f"fairseq-generate did not say that it ended; see {log}.")
     tokens, seconds, speed = watch.summary.groups()
     return Translations(
-        pieces=best_hypotheses(watch.hypotheses, subset=subset, sentences=sentences),
+        nbest=hypotheses_of(
+            watch.lines, subset=subset.name, sentences=subset.sentences
+        ),
         tokens=int(tokens.replace(",", "")),
         seconds=float(seconds),
         tokens_per_second=float(speed),
     )
 
 
-def best_hypotheses(lines: Iterable[str], *, subset: str, sentences: int) -> list[str]:
-    """Return the first hypothesis of each sentence from fairseq's ``H-`` lines.
-
-    fairseq translates in order of length and lists the best hypothesis first.
-
-    Args:
-        lines: output of ``fairseq-generate``; other lines are ignored.
-        subset: for messages.
-        sentences: how many there must be, numbered from 0.
+def score_references(
+    checkpoint: Path, subset: Subset, *, max_tokens: int, log: Path
+) -> list[Reference]:
+    """Return the model's log-probability of every reference, by teacher forcing.
 
     Raises:
-        UserError: some have no hypothesis, or there are more than there should be.
+        UserError: as :func:`translate`.
     """
-    found: dict[int, str] = {}
-    for line in lines:
-        match = _HYPOTHESIS.match(line)
-        if match:
-            found.setdefault(int(match[1]), match[2])
-    missing = [number + 1 for number in range(sentences) if number not in found]
-    if missing:
-        listed = ", ".join(map(str, missing[:_MAX_LISTED]))
-        raise UserError(
-            f"fairseq-generate gave no translation of {len(missing):,} of the "
-            f"{sentences:,} sentences of `{subset}`: {listed}"
-            f"{', ...' if len(missing) > _MAX_LISTED else ''}. The binarised data and "
-            "the raw text do not belong together: prepare the corpus anew."
-        )
-    if len(found) > sentences:
-        raise UserError(
-            f"`{subset}` has {len(found):,} binarised but {sentences:,} raw sentences: "
-            "prepare the corpus anew."
-        )
-    return [found[number] for number in range(sentences)]
+    title = f"{subset.name}, references"
+    watch = _Watch(title, subset.sentences, kinds=("H-", "P-"))
+    options = ["--score-reference"]
+    _generate(checkpoint, subset, options, max_tokens, watch=watch, log=log)
+    return references_of(watch.lines, subset=subset.name, sentences=subset.sentences)
+
+
+def _generate(
+    checkpoint: Path,
+    subset: Subset,
+    options: Sequence[str],
+    max_tokens: int,
+    *,
+    watch: _Watch,
+    log: Path,
+) -> None:
+    source, target = subset.languages
+    command = [
+        sys.executable, "-m", "fairseq_cli.generate", str(subset.data),
+        "--user-dir", str(Path(fairseq_plugins.__file__).parent),
+        "--source-lang", source, "--target-lang", target,
+        "--path", str(checkpoint), "--gen-subset", subset.name, *options,
+        "--max-tokens", str(max_tokens), "--log-format", "none",
+    ]  # fmt: skip
+    outcome = run_logged(command, log=log, on_line=watch, is_logged=_OnlyTheBest())
+    if outcome.status:
+        raise UserError(_why_failed(outcome, subset.name, log))
 
 
 class _Watch:
     """Collect the lines that matter and report progress every few seconds."""
 
-    def __init__(self, name: str, sentences: int) -> None:
-        self.hypotheses: list[str] = []
+    def __init__(self, title: str, sentences: int, *, kinds: tuple[str, ...]) -> None:
+        self.lines: list[str] = []
         self.summary: re.Match[str] | None = None
-        self._name = name
+        self._kinds = kinds
+        self._title = title
         self._sentences = sentences
+        self._done = 0
         self._next_report = time.monotonic() + _SECONDS_BETWEEN_REPORTS
-        logger.info("%s: translating %s sentences", name, f"{sentences:,}")
+        logger.info("%s: %s sentences", title, f"{sentences:,}")
 
     def __call__(self, line: str) -> None:
-        if line.startswith("H-"):
-            self.hypotheses.append(line)
+        if line.startswith(self._kinds):
+            self.lines.append(line)
+        elif line.startswith("S-"):
+            self._done += 1
         else:
             self.summary = _SUMMARY.search(line) or self.summary
         if time.monotonic() >= self._next_report:
-            done, total = len(self.hypotheses), self._sentences
-            logger.info("%s: %s of %s done", self._name, f"{done:,}", f"{total:,}")
+            done, total = f"{self._done:,}", f"{self._sentences:,}"
+            logger.info("%s: %s of %s done", self._title, done, total)
             self._next_report = time.monotonic() + _SECONDS_BETWEEN_REPORTS
+
+
+class _OnlyTheBest:
+    """Tell which lines go to the log: of 50 hypotheses it would only get long."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def __call__(self, line: str) -> bool:
+        if not line.startswith(_OF_A_HYPOTHESIS):
+            return True
+        name = line.partition("\t")[0]
+        is_first = name not in self._seen
+        self._seen.add(name)
+        return is_first
 
 
 def _why_failed(outcome: Outcome, subset: str, log: Path) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Sequence
 
+from fairseq_plugins.evaluation.comparison import compared, mean_row
+from fairseq_plugins.evaluation.pooling import Trainings
 from fairseq_plugins.evaluation.run_scores import Row, evaluate_run
-from fairseq_plugins.evaluation.significance import paired_test
+from fairseq_plugins.evaluation.run_test_set import read_references
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import read_json, read_lines
 from fairseq_plugins.pipeline.manifest import PreparedCorpus
@@ -15,41 +17,64 @@ __all__ = ["compare_runs"]
 
 
 def compare_runs(
-    control: Path, systems: Sequence[Path], **evaluation: Any
+    control: Sequence[Path],
+    systems: Sequence[Sequence[Path]],
+    *,
+    shown: int = 3,
+    **evaluation: Any,
 ) -> list[Row]:
     """Evaluate runs where that is not done yet, and test each against the control.
 
     Args:
-        control: run folder that the others are compared with.
-        systems: the other run folders.
+        control: run folders, one for each training of the system to compare with.
+        systems: the same for each of the other systems; as many of each.
+        shown: how many sentences of the greatest gain and loss to list.
         evaluation: options of :func:`evaluate_run`, the same for all runs.
 
     Returns:
-        a row for each run and beam, the control's first: the scores, how long the run
-        was trained, and for the others p-values of a paired randomisation test.
+        a row for each system and beam, the control's first: the scores, how long it
+        was trained, and for the others what :func:`compared` says.
 
     Raises:
-        UserError: a run is missing or unfinished, or was scored on other sentences.
+        UserError: a run is missing or unfinished, or was scored on other sentences, or
+            a system has another number of trainings.
     """
-    rows = []
-    known: dict[int, tuple[Row, list[str]]] = {}
-    for run in (control, *systems):
-        length = _length(run)
-        for scores in evaluate_run(run, **evaluation):
-            hypotheses = read_lines(run / "eval" / scores["hypotheses"])
-            row = {"run": str(run), **length, **scores}
-            if run == control:
-                known[scores["beam"]] = (scores, hypotheses)
+    for runs in (control, *systems):
+        _check_trainings(runs, control)
+    lengths = {run: _length(run) for runs in (control, *systems) for run in runs}
+    # For each beam the control's texts.
+    known: dict[int, Trainings] = {}
+    rows: list[Row] = []
+    for runs in (control, *systems):
+        of_runs = [evaluate_run(run, **evaluation) for run in runs]
+        for of_beam in zip(*of_runs):
+            texts = [_hypotheses(run, row) for run, row in zip(runs, of_beam)]
+            trainings = Trainings(texts, _references(runs[0], of_beam[0]))
+            scored = [
+                {"run": str(run), **lengths[run], **row}
+                for run, row in zip(runs, of_beam)
+            ]
+            for row in scored:
+                _check_same_test_set(row, (rows or scored)[0])
+            merged = mean_row(scored)
+            if runs is control:
+                known[merged["beam"]] = trainings
             else:
-                baseline, baseline_hypotheses = known[scores["beam"]]
-                _check_same_test_set(run, scores, control, baseline)
-                references = _references(run, row)
-                test = paired_test(baseline_hypotheses, hypotheses, references)
-                row["bleu_p_value"] = test.bleu.p_value
-                row["chrf_p_value"] = test.chrf.p_value
-                row["test_signature"] = test.bleu.signature
-            rows.append(row)
+                merged |= compared(known[merged["beam"]], trainings, shown=shown)
+            rows.append(merged)
     return rows
+
+
+def _check_trainings(runs: Sequence[Path], control: Sequence[Path]) -> None:
+    if len(runs) != len(control):
+        raise UserError(
+            f"every system must have as many runs as the control, {len(control)}, but "
+            f"`{','.join(map(str, runs))}` are {len(runs)}."
+        )
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise UserError(
+            f"runs of a system must be different ones: `{','.join(map(str, runs))}`."
+        )
 
 
 def _length(run: Path) -> dict[str, Any]:
@@ -61,14 +86,18 @@ def _length(run: Path) -> dict[str, Any]:
     return {"updates": finished["updates"], "train_seconds": finished["seconds"]}
 
 
-def _check_same_test_set(run: Path, row: Row, control: Path, other: Row) -> None:
+def _hypotheses(run: Path, row: Row) -> list[str]:
+    return read_lines(run / "eval" / row["hypotheses"])
+
+
+def _check_same_test_set(row: Row, other: Row) -> None:
     if row["reference_sha256"] != other["reference_sha256"]:
         raise UserError(
-            f"`{run}` was evaluated on `{row['title']}`, which is not the same text as "
-            f"`{other['title']}` of `{control}`."
+            f"`{row['run']}` was evaluated on `{row['title']}`, which is not the same "
+            f"text as `{other['title']}` of `{other['run']}`."
         )
 
 
 def _references(run: Path, row: Row) -> list[str]:
     corpus = PreparedCorpus.load(Path(RunFolder(run).read_config()["data"]))
-    return read_lines(corpus.subsets[row["subset"]].target)
+    return read_references(corpus, row["title"])

@@ -2,32 +2,50 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Sequence
 
-from fairseq_plugins.evaluation.generate import translate
-from fairseq_plugins.evaluation.scoring import score
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.files import (
-    read_json,
-    read_lines,
-    sha256_of,
-    write_json,
-    write_lines,
+from fairseq_plugins.evaluation.beam_quality import oracle_hypotheses, search_errors
+from fairseq_plugins.evaluation.comet import Comet, comet_score
+from fairseq_plugins.evaluation.comparable import MAX_EMPTY, check_comparable
+from fairseq_plugins.evaluation.generate import Subset, translate
+from fairseq_plugins.evaluation.generate_output import Hypothesis, Reference
+from fairseq_plugins.evaluation.run_checkpoint import choose_checkpoint
+from fairseq_plugins.evaluation.run_references import scored_references
+from fairseq_plugins.evaluation.run_test_set import (
+    RunTestSet,
+    find_test_set,
+    published_name,
 )
+from fairseq_plugins.evaluation.score_store import Row, ScoreStore, stem
+from fairseq_plugins.evaluation.scoring import corpus_bleu, score
+from fairseq_plugins.evaluation.tokenised import scores_of_older_papers
+from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.manifest import PreparedCorpus
 from fairseq_plugins.pipeline.run_folder import RunFolder
 from fairseq_plugins.pipeline.training_config import digest_of_data
 
-__all__ = ["Row", "evaluate_run"]
-
-Row = dict[str, Any]
+__all__ = ["Row", "Scoring", "evaluate_run"]
 
 logger = logging.getLogger(__name__)
 
-# A row with the same values of these takes the place of an older one.
-_SETTINGS = ("subset", "checkpoint", "lenpen", "beam")
+
+@dataclass(frozen=True)
+class Scoring:
+    """How translations are scored.
+
+    Attributes:
+        max_empty: share of hypotheses that may be empty.
+        force: score text that looks wrong, such as tokenised references.
+        tokenised: add BLEU of tokenised text, as in older papers.
+        comet: add COMET by this installation of it.
+    """
+
+    max_empty: float = MAX_EMPTY
+    force: bool = False
+    tokenised: bool = False
+    comet: Comet | None = None
 
 
 def evaluate_run(
@@ -35,9 +53,10 @@ def evaluate_run(
     *,
     beams: Sequence[int] = (1, 5),
     subset: str = "test",
-    checkpoint: str = "best",
+    checkpoint: str | Sequence[str] = "best",
     lenpen: float = 1.0,
     max_tokens: int = 4000,
+    scoring: Scoring = Scoring(),
 ) -> list[Row]:
     """Translate and score a subset by each beam; what is known is not done again.
 
@@ -45,10 +64,13 @@ def evaluate_run(
         run: folder written by ``scripts/train.py``.
         beams: beam sizes.
         subset: one of the corpus that the run was trained on, by fairseq's name
-            (``test``) or by its title (``test_2016_flickr``).
-        checkpoint: ``best``, ``last``, or a path to a checkpoint.
+            (``test``), by its title (``test_2016_flickr``), or a part of one
+            (``newstest2014/2737``).
+        checkpoint: ``best``, ``last``, or a path to a checkpoint; several of these for
+            their average.
         lenpen: exponent of the length that scores are divided by.
         max_tokens: size of a batch.
+        scoring: what to score and what to refuse.
 
     Returns:
         one row per beam, as it stands in ``scores.json``.
@@ -60,29 +82,9 @@ def evaluate_run(
     data = Path(folder.read_config()["data"])
     _check_unchanged(folder, data)
     corpus = PreparedCorpus.load(data)
-    subset, text = corpus.subset(subset)
-    path = _find_checkpoint(folder, checkpoint)
-    identity = {
-        "subset": subset,
-        "title": text.title,
-        "checkpoint": _name(folder, path),
-        "lenpen": lenpen,
-        "checkpoint_sha256": sha256_of(path),
-        "data_sha256": digest_of_data(data, (subset,)),
-        "reference_sha256": sha256_of(text.target),
-    }
-    scores = _Scores(folder.path / "eval")
-    rows = []
-    for beam in beams:
-        row = scores.find({**identity, "beam": beam})
-        if row is None:
-            row = {**identity, "beam": beam}
-            row |= _evaluate(corpus, path, scores.folder, row, max_tokens)
-            scores.add(row)
-        else:
-            logger.info("%s, beam %d: known already", subset, beam)
-        rows.append(row)
-    return rows
+    test_set = find_test_set(corpus, subset)
+    evaluation = _Evaluation(folder, corpus, data, checkpoint, max_tokens, scoring)
+    return [evaluation.row(test_set, beam=beam, lenpen=lenpen) for beam in beams]
 
 
 def _check_unchanged(folder: RunFolder, data: Path) -> None:
@@ -94,103 +96,171 @@ def _check_unchanged(folder: RunFolder, data: Path) -> None:
         )
 
 
-def _evaluate(
-    corpus: PreparedCorpus, checkpoint: Path, folder: Path, row: Row, max_tokens: int
-) -> Row:
-    """Translate and score once; return what the row lacks."""
-    from sentencepiece import SentencePieceProcessor
+class _Evaluation:
+    """One checkpoint on one corpus."""
 
-    subset, stem = row["subset"], _stem(row)
-    references = read_lines(corpus.subsets[subset].target)
-    translations = translate(
-        checkpoint,
-        corpus.bin_dir,
-        languages=(corpus.source_lang, corpus.target_lang),
-        subset=subset,
-        sentences=len(references),
-        beam=row["beam"],
-        lenpen=row["lenpen"],
-        max_tokens=max_tokens,
-        log=folder / f"{stem}.log",
-    )
-    model = SentencePieceProcessor(model_file=str(corpus.spm_model))
-    hypotheses = [_decode(model, line) for line in translations.pieces]
-    scores = asdict(score(hypotheses, references))
-    path = folder / f"{stem}.hyp.txt"
-    write_lines(path, hypotheses)
-    return {
-        **scores,
-        "sentences": len(hypotheses),
-        "tokens": translations.tokens,
-        "seconds": translations.seconds,
-        "tokens_per_second": translations.tokens_per_second,
-        "hypotheses": path.name,
-        "hypotheses_sha256": sha256_of(path),
-    }
+    def __init__(
+        self,
+        folder: RunFolder,
+        corpus: PreparedCorpus,
+        data: Path,
+        checkpoint: str | Sequence[str],
+        max_tokens: int,
+        scoring: Scoring,
+    ) -> None:
+        self.corpus, self.data = corpus, data
+        self.checkpoint = choose_checkpoint(folder, checkpoint)
+        self.max_tokens = max_tokens
+        self.scoring = scoring
+        self.store = ScoreStore(folder.path / "eval")
+
+    def row(self, test_set: RunTestSet, *, beam: int, lenpen: float) -> Row:
+        """Return the row of ``scores.json``, made or completed if need be."""
+        identity = self._identity(test_set) | {"lenpen": lenpen, "beam": beam}
+        known = self.store.find(identity)
+        if known is None:
+            make = self._translate if test_set.numbers is None else self._cut
+            row = make(test_set, identity)
+        else:
+            logger.info("%s, beam %d: known already", test_set.subset, beam)
+            row = known
+        row = row | self._more_scores(test_set, row)
+        if row != known:
+            self.store.add(row)
+        return row
+
+    def _identity(self, test_set: RunTestSet) -> Row:
+        part = {"lines_of": test_set.lines_of} if test_set.lines_of else {}
+        return {
+            "subset": test_set.subset,
+            "title": test_set.title,
+            **part,
+            "checkpoint": self.checkpoint.name,
+            "checkpoint_sha256": self.checkpoint.sha256,
+            "data_sha256": digest_of_data(self.data, (test_set.subset,)),
+            "reference_sha256": test_set.reference_sha256(),
+        }
+
+    def _translate(self, test_set: RunTestSet, identity: Row) -> Row:
+        """Translate and score a whole subset; return its row."""
+        references = test_set.references()
+        if not self.scoring.force:  # a fault of theirs should not wait for the search
+            check_comparable(references, references)
+        subset = self._binarised(test_set, len(references))
+        name = stem(identity)
+        found = translate(
+            self.checkpoint.path,
+            subset,
+            beam=identity["beam"],
+            lenpen=identity["lenpen"],
+            max_tokens=self.max_tokens,
+            log=self.store.folder / f"{name}.log",
+        )
+        texts = self._decode(found.nbest)
+        speed = {
+            "tokens": found.tokens,
+            "seconds": found.seconds,
+            "tokens_per_second": found.tokens_per_second,
+        }
+        return self._finish(test_set, identity, texts, found.nbest, speed)
+
+    def _cut(self, test_set: RunTestSet, identity: Row) -> Row:
+        """Score a part of a subset by the translations of the whole."""
+        assert test_set.lines_of is not None
+        whole = find_test_set(self.corpus, test_set.lines_of)
+        row = self.row(whole, beam=identity["beam"], lenpen=identity["lenpen"])
+        if "nbest" not in row:
+            raise UserError(
+                f"`{test_set.title}` needs all hypotheses of `{whole.title}`, which an "
+                f"earlier version did not keep: remove `{row['hypotheses']}` in "
+                f"`{self.store.folder}` to have it translated again."
+            )
+        texts, nbest = self.store.read_nbest(row)
+        speed = {key: row[key] for key in ("tokens", "seconds", "tokens_per_second")}
+        picked = test_set.pick(texts), test_set.pick(nbest)
+        return self._finish(test_set, identity, *picked, speed)
+
+    def _finish(
+        self,
+        test_set: RunTestSet,
+        identity: Row,
+        texts: list[list[str]],
+        nbest: list[list[Hypothesis]],
+        speed: Row,
+    ) -> Row:
+        """Score, and then keep the translations: wrong ones leave no file."""
+        references = test_set.references()
+        hypotheses = [best for best, *_ in texts]
+        scores = asdict(self._score(test_set, hypotheses, references))
+        oracle = corpus_bleu(oracle_hypotheses(texts, references), references)
+        errors = search_errors(
+            [best for best, *_ in nbest],
+            test_set.pick(self._scored_references(test_set)),
+            lenpen=identity["lenpen"],
+        )
+        averaged = self.checkpoint.averaged
+        name = stem(identity)
+        return {
+            **identity,
+            **({"averaged": list(averaged)} if averaged else {}),
+            **scores,
+            "test_set": published_name(test_set.title, references),
+            "sentences": len(hypotheses),
+            **speed,
+            "oracle_bleu": oracle,
+            "search_errors": sum(errors) / len(errors),
+            **self.store.write_nbest(name, texts, nbest),
+            **self.store.write_hypotheses(name, hypotheses),
+        }
+
+    def _more_scores(self, test_set: RunTestSet, row: Row) -> Row:
+        """Return scores that are asked for and that the row lacks."""
+        more: Row = {}
+        hypotheses, references = self.store.hypotheses(row), test_set.references()
+        if "ter" not in row:  # of an earlier version
+            more |= asdict(self._score(test_set, hypotheses, references))
+        if self.scoring.tokenised and "tokenised_bleu" not in row:
+            language = self.corpus.target_lang
+            more |= scores_of_older_papers(hypotheses, references, language)
+        comet = self.scoring.comet
+        if comet is not None and row.get("comet_model") != comet.model:
+            sources = test_set.sources()
+            more["comet"] = comet_score(comet, sources, hypotheses, references)
+            more["comet_model"] = comet.model
+        return more
+
+    def _score(
+        self, test_set: RunTestSet, hypotheses: list[str], references: list[str]
+    ) -> Any:
+        return score(
+            hypotheses,
+            references,
+            sources=test_set.sources(),
+            max_empty=self.scoring.max_empty,
+            force=self.scoring.force,
+        )
+
+    def _binarised(self, test_set: RunTestSet, sentences: int) -> Subset:
+        languages = (self.corpus.source_lang, self.corpus.target_lang)
+        return Subset(self.corpus.bin_dir, languages, test_set.subset, sentences)
+
+    def _scored_references(self, test_set: RunTestSet) -> list[Reference]:
+        return scored_references(
+            self.checkpoint,
+            self._binarised(test_set, test_set.text.pairs),
+            data_sha256=digest_of_data(self.data, (test_set.subset,)),
+            max_tokens=self.max_tokens,
+            folder=self.store.folder,
+        )
+
+    def _decode(self, nbest: Sequence[Sequence[Hypothesis]]) -> list[list[str]]:
+        from sentencepiece import SentencePieceProcessor
+
+        model = SentencePieceProcessor(model_file=str(self.corpus.spm_model))
+        return [[_decode(model, item.pieces) for item in beam] for beam in nbest]
 
 
 def _decode(model: Any, pieces: str) -> str:
     # A model with pieces for single bytes can make line feeds.
     text: str = model.decode(pieces.split(" "))
-    return text.replace("\n", " ")
-
-
-def _find_checkpoint(folder: RunFolder, checkpoint: str) -> Path:
-    names = {"best": "checkpoint_best.pt", "last": "checkpoint_last.pt"}
-    path = folder.checkpoints / names.get(checkpoint, checkpoint)
-    if not path.is_file():
-        path = Path(checkpoint)
-    if not path.is_file():
-        there = ", ".join(f.name for f in sorted(folder.checkpoints.glob("*.pt")))
-        raise UserError(
-            f"`{folder.path}` has no checkpoint `{checkpoint}`; it has "
-            f"{there or 'none yet'}."
-        )
-    return path
-
-
-def _name(folder: RunFolder, path: Path) -> str:
-    """Name a checkpoint so that one from elsewhere does not pass for the run's own."""
-    if path.resolve().parent == folder.checkpoints.resolve():
-        return path.name
-    return f"{path.stem}-{sha256_of(path)[:8]}.pt"
-
-
-def _stem(row: Row) -> str:
-    """Return ``test.beam5``, with whatever is not the default between the two."""
-    parts = [row["subset"]]
-    if row["checkpoint"] != "checkpoint_best.pt":
-        parts.append(Path(row["checkpoint"]).stem)
-    if row["lenpen"] != 1.0:
-        parts.append(f"lenpen{row['lenpen']:g}")
-    return ".".join([*parts, f"beam{row['beam']}"])
-
-
-class _Scores:
-    """The rows of ``scores.json``."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._path = folder / "scores.json"
-        self._rows: list[Row] = read_json(self._path) if self._path.exists() else []
-
-    def find(self, identity: Row) -> Row | None:
-        """Return the row of this very evaluation if its hypotheses are still there."""
-        for row in self._rows:
-            if identity.items() <= row.items() and self._is_whole(row):
-                return row
-        return None
-
-    def add(self, row: Row) -> None:
-        """Keep a row in place of an older one with the same settings."""
-        kept = [other for other in self._rows if _key(other) != _key(row)]
-        self._rows = sorted([*kept, row], key=_key)
-        write_json(self._path, self._rows)
-
-    def _is_whole(self, row: Row) -> bool:
-        path = self.folder / row["hypotheses"]
-        return path.is_file() and sha256_of(path) == row["hypotheses_sha256"]
-
-
-def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] for name in _SETTINGS)
+    return text.replace("\n", " ").replace("\t", " ")

@@ -1,24 +1,23 @@
-"""Detokenised BLEU and chrF with their signatures, by sacrebleu."""
+"""Detokenised BLEU, chrF and TER with their signatures, by sacrebleu, and what else
+a text tells about the system that made it."""
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Any, Sequence
 
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics import BLEU, CHRF, TER
 
-from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.evaluation.comparable import MAX_EMPTY, check_comparable
 
-__all__ = ["Scores", "check_comparable", "score"]
+__all__ = ["Scores", "bleu", "bleu_by_length", "corpus_bleu", "repetition", "score"]
 
-# What SentencePiece and subword-nmt leave in text that was not put together again.
-_SUBWORD_MARK = re.compile(r"▁|@@( |$)")
-_MAX_SHOWN = 80
+# Longest sentence of each bucket but the last, in words of the reference.
+_LENGTHS = (5, 10, 15, 20, 30, 40, 50, 60)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Corpus scores of one system; higher is better.
+    """Corpus scores of one system; ``dataclasses.asdict`` makes it JSON.
 
     Attributes:
         bleu: BLEU, 0 to 100 (Papineni et al., 2002).
@@ -27,8 +26,15 @@ class Scores:
         brevity_penalty: at most 1.
         hypothesis_tokens: length of the hypotheses in BLEU's tokens.
         reference_tokens: length of the references in BLEU's tokens.
+        length_ratio: of the two.
         chrf: chrF2, 0 to 100 (Popović, 2015).
         chrf_signature: how it was computed.
+        ter: translation edit rate in percent, lower is better (Snover et al., 2006).
+        ter_signature: how it was computed.
+        repetition: see :func:`repetition`.
+        reference_repetition: the same of the references: what is natural.
+        empty: hypotheses without a word.
+        bleu_by_length: see :func:`bleu_by_length`.
     """
 
     bleu: float
@@ -37,48 +43,114 @@ class Scores:
     brevity_penalty: float
     hypothesis_tokens: int
     reference_tokens: int
+    length_ratio: float
     chrf: float
     chrf_signature: str
+    ter: float
+    ter_signature: str
+    repetition: float
+    reference_repetition: float
+    empty: int
+    bleu_by_length: list[dict[str, Any]]
 
 
-def score(hypotheses: Sequence[str], references: Sequence[str]) -> Scores:
+def score(
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    *,
+    sources: Sequence[str] | None = None,
+    max_empty: float = MAX_EMPTY,
+    force: bool = False,
+) -> Scores:
     """Score plain, untokenised hypotheses against one raw reference each.
+
+    Args:
+        hypotheses: one per sentence.
+        references: one per sentence.
+        sources: what was translated, for checks only.
+        max_empty: share of hypotheses that may be empty.
+        force: score what :func:`check_comparable` refuses, if only there are as many
+            hypotheses as references.
 
     Raises:
         UserError: the texts are not comparable; see :func:`check_comparable`.
     """
-    check_comparable(hypotheses, references)
-    bleu, chrf = BLEU(), CHRF()
-    bleu_score = bleu.corpus_score(hypotheses, [references])
+    if not force or len(hypotheses) != len(references) or not references:
+        check_comparable(hypotheses, references, sources=sources, max_empty=max_empty)
+    chrf, ter = CHRF(), TER()
+    bleu_score, bleu_signature = bleu(hypotheses, references)
     chrf_score = chrf.corpus_score(hypotheses, [references])
+    ter_score = ter.corpus_score(hypotheses, [references])
     return Scores(
         bleu=bleu_score.score,
-        bleu_signature=str(bleu.get_signature()),
+        bleu_signature=bleu_signature,
         precisions=bleu_score.precisions,
         brevity_penalty=bleu_score.bp,
         hypothesis_tokens=bleu_score.sys_len,
         reference_tokens=bleu_score.ref_len,
+        length_ratio=bleu_score.sys_len / max(1, bleu_score.ref_len),
         chrf=chrf_score.score,
         chrf_signature=str(chrf.get_signature()),
+        ter=ter_score.score,
+        ter_signature=str(ter.get_signature()),
+        repetition=repetition(hypotheses),
+        reference_repetition=repetition(references),
+        empty=sum(1 for line in hypotheses if not line.strip()),
+        bleu_by_length=bleu_by_length(hypotheses, references),
     )
 
 
-def check_comparable(hypotheses: Sequence[str], references: Sequence[str]) -> None:
-    """Refuse what gives a wrong score without a word.
+def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[Any, str]:
+    """Return sacrebleu's score object of BLEU alone, and its signature; no checks."""
+    # `check_comparable` decides whether text is tokenised; sacrebleu would only warn.
+    metric = BLEU(force=True)
+    return metric.corpus_score(hypotheses, [references]), str(metric.get_signature())
 
-    Raises:
-        UserError: there is nothing to score, the numbers of lines differ, or a line
-            still holds subword marks.
+
+def corpus_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """Return BLEU alone, 0 to 100, as in :class:`Scores`."""
+    return float(bleu(hypotheses, references)[0].score)
+
+
+def bleu_by_length(
+    hypotheses: Sequence[str], references: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return corpus BLEU of the sentences of each length.
+
+    Returns:
+        for each bucket that holds a sentence, shortest first: ``from_words`` and
+        ``to_words`` (``None``: no limit) of the reference, split at spaces;
+        ``sentences``; and ``bleu``. Every sentence is in one bucket.
     """
-    if len(hypotheses) != len(references) or not references:
-        raise UserError(
-            "hypotheses and references must be equally many and not none, but are "
-            f"{len(hypotheses):,} and {len(references):,}."
-        )
-    for name, lines in (("hypothesis", hypotheses), ("reference", references)):
-        for number, line in enumerate(lines, start=1):
-            if _SUBWORD_MARK.search(line):
-                raise UserError(
-                    f"{name} {number:,} must be plain text, but holds subword marks: "
-                    f"`{line[:_MAX_SHOWN]}`."
-                )
+    buckets: dict[int, tuple[list[str], list[str]]] = {}
+    for hypothesis, reference in zip(hypotheses, references):
+        words = len(reference.split())
+        place = sum(1 for longest in _LENGTHS if words > longest)
+        ours, theirs = buckets.setdefault(place, ([], []))
+        ours.append(hypothesis)
+        theirs.append(reference)
+    starts, ends = (0, *(longest + 1 for longest in _LENGTHS)), (*_LENGTHS, None)
+    return [
+        {
+            "from_words": starts[place],
+            "to_words": ends[place],
+            "sentences": len(buckets[place][0]),
+            "bleu": corpus_bleu(*buckets[place]),
+        }
+        for place in sorted(buckets)
+    ]
+
+
+def repetition(lines: Sequence[str]) -> float:
+    """Return the share of word pairs that stood earlier in the same line.
+
+    It is seq-rep-2 of Welleck et al. (2020), over all lines together: 0 without any
+    repetition, near 1 for lines that say one thing again and again.
+    """
+    total = distinct = 0
+    for line in lines:
+        words = line.split()
+        pairs = list(zip(words, words[1:]))
+        total += len(pairs)
+        distinct += len(set(pairs))
+    return 1 - distinct / total if total else 0.0

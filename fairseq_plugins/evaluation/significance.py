@@ -1,20 +1,21 @@
 """Is one system really better than another? Paired tests, by sacrebleu."""
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Sequence
 
-from sacrebleu.metrics import BLEU, CHRF
+import numpy as np
 from sacrebleu.significance import PairedTest
 
-from fairseq_plugins.evaluation.scoring import check_comparable
+from fairseq_plugins.evaluation.comparable import check_comparable
+from fairseq_plugins.evaluation.pooling import PooledBLEU, PooledCHRF, Trainings
 from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.files import read_lines
 
-__all__ = ["Comparison", "Difference", "compare", "paired_test"]
+__all__ = ["Comparison", "Difference", "check_trainings", "paired_test", "pooled_test"]
 
 _METHODS = {"randomization": "ar", "bootstrap": "bs"}
+_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,19 @@ class Difference:
     """Two systems by one metric.
 
     Attributes:
-        baseline: score of the baseline.
-        system: score of the system.
+        baseline: score of the baseline, of all its trainings' translations together.
+        system: score of the system, likewise.
         p_value: how probable so great a difference is, in either direction, if the
             two were equally good.
+        interval: 95 % confidence interval of the difference, system less baseline, over
+            test sentences and, where there are several, trainings (bootstrap).
         signature: metric, test, number of samples and seed.
     """
 
     baseline: float
     system: float
     p_value: float
+    interval: tuple[float, float]
     signature: str
 
 
@@ -45,14 +49,6 @@ class Comparison:
     chrf: Difference
 
 
-def compare(
-    baseline: Path, system: Path, reference: Path, *, method: str = "randomization"
-) -> Comparison:
-    """Compare two files of translations, one sentence a line; see `paired_test`."""
-    files = (baseline, system, reference)
-    return paired_test(*map(read_lines, files), method=method)
-
-
 def paired_test(
     baseline: Sequence[str],
     system: Sequence[str],
@@ -61,12 +57,28 @@ def paired_test(
     method: str = "randomization",
     samples: int | None = None,
 ) -> Comparison:
+    """Test the difference of one training each; see :func:`pooled_test`."""
+    pair = Trainings([baseline], references), Trainings([system], references)
+    return pooled_test(*pair, method=method, samples=samples)
+
+
+def pooled_test(
+    baseline: Trainings,
+    system: Trainings,
+    *,
+    method: str = "randomization",
+    samples: int | None = None,
+) -> Comparison:
     """Test the difference between two systems on the same sentences.
 
+    What is exchanged or drawn is a sentence with its translations by all trainings of a
+    system (see :mod:`pooling`). The p-value takes the trainings as they are; the
+    interval draws them, too, and so says more about trainings that were not made. With
+    few of them it is rather too narrow.
+
     Args:
-        baseline: plain text, one hypothesis per sentence.
-        system: plain text, one hypothesis per sentence.
-        references: raw text, one reference per sentence.
+        baseline: plain text of each training.
+        system: the same of the other system, of as many trainings.
         method: ``randomization`` (approximate; Riezler and Maxwell, 2005) or
             ``bootstrap`` (Koehn, 2004).
         samples: sacrebleu's own number (10,000 or 1,000) if not given. The seed is
@@ -80,27 +92,73 @@ def paired_test(
         raise UserError(f"`method` must be {names}, but is `{method}`.")
     if samples is not None and samples < 1:
         raise UserError(f"`samples` must be 1 or more, but is {samples}.")
-    check_comparable(baseline, references)
-    check_comparable(system, references)
+    check_trainings(baseline, system)
+    metrics: dict[str, PooledBLEU | PooledCHRF] = {
+        "BLEU": PooledBLEU(force=True),
+        "chrF": PooledCHRF(),
+    }
     test = PairedTest(
         [("baseline", baseline), ("system", system)],
-        {"BLEU": BLEU(), "chrF": CHRF()},
-        [references],
+        metrics,
+        [baseline.references],
         test_type=_METHODS[method],
         n_samples=samples or 0,
     )
     signatures, results = test()
     bleu, chrf = (
-        _difference(results[name], str(signature))
-        for name, signature in signatures.items()
+        _difference(
+            results[name], str(signature), _interval(metric, baseline, system)
+        )
+        for (name, signature), metric in zip(signatures.items(), metrics.values())
     )
     return Comparison(method=method, samples=test.n_samples, bleu=bleu, chrf=chrf)
 
 
-def _difference(results: Sequence[Any], signature: str) -> Difference:
+def check_trainings(baseline: Trainings, system: Trainings) -> None:
+    """Refuse what cannot be compared.
+
+    Raises:
+        UserError: a system has no or not as many trainings, or a text is not
+            comparable.
+    """
+    ours, theirs = len(baseline.texts), len(system.texts)
+    if ours != theirs or not ours:
+        raise UserError(
+            "systems must have equally many trainings, one or more, but have "
+            f"{ours} and {theirs}."
+        )
+    for trainings in (baseline, system):
+        for hypotheses in trainings.texts:
+            check_comparable(hypotheses, trainings.references)
+
+
+def _difference(
+    results: Sequence[Any], signature: str, interval: tuple[float, float]
+) -> Difference:
     baseline, system = results
     theirs, ours = float(baseline.score), float(system.score)
     # sacrebleu counts the samples that differ by *more* than observed, and so gives
     # two equal systems the smallest p-value there is.
     p_value = 1.0 if ours == theirs else float(system.p_value)
-    return Difference(theirs, ours, p_value, signature)
+    return Difference(theirs, ours, p_value, interval, signature)
+
+
+def _interval(
+    metric: PooledBLEU | PooledCHRF, baseline: Trainings, system: Trainings
+) -> tuple[float, float]:
+    """Draw sentences, the same for both systems, and trainings of each."""
+    seed = os.environ.get("SACREBLEU_SEED", "12345").lower()
+    rng = np.random.default_rng(None if seed == "none" else int(seed))
+    sentences = len(baseline)
+    # How often each sentence is drawn, (resamples, sentences).
+    drawn = rng.multinomial(sentences, [1 / sentences] * sentences, size=_RESAMPLES)
+
+    def resampled(trainings: Trainings) -> np.ndarray:
+        sums = drawn @ trainings.counts(metric)  # (trainings, resamples, counts)
+        chosen = rng.integers(len(sums), size=(len(sums), _RESAMPLES))
+        pooled = sums[chosen, np.arange(_RESAMPLES)].sum(axis=0)
+        return np.array([metric._compute_score_from_stats(row).score for row in pooled])
+
+    differences = resampled(system) - resampled(baseline)
+    low, high = np.percentile(differences, [2.5, 97.5])
+    return float(low), float(high)

@@ -39,8 +39,9 @@ def run_logged(
     log: Path,
     append: bool = False,
     on_line: Callable[[str], None],
+    is_logged: Callable[[str], bool] = lambda line: True,
 ) -> Outcome:
-    """Run a command, write its whole output to ``log`` and hand on every line.
+    """Run a command, write its output to ``log`` and hand on every line.
 
     Ctrl-C and SIGTERM are passed on to the command and all its processes, and this
     process then ends as it would have ended without a command. If it is killed, so
@@ -51,6 +52,7 @@ def run_logged(
         log: file for output and errors together.
         append: keep what the log holds already.
         on_line: called with each line, its end included.
+        is_logged: tells which lines go to the log; all if it is not given.
 
     Raises:
         KeyboardInterrupt: the command was ended by Ctrl-C.
@@ -62,8 +64,9 @@ def run_logged(
         process = _start(command)
         with _pass_signals_on(process) as received, _ended(process) as output:
             for line in output:
-                stream.write(line)
-                stream.flush()
+                if is_logged(line):
+                    stream.write(line)
+                    stream.flush()
                 last_lines.append(line.rstrip("\n"))
                 on_line(line)
             status = process.wait()

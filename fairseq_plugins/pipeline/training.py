@@ -1,6 +1,7 @@
 """Turn a training configuration into a ``fairseq-train`` command and run it."""
 from __future__ import annotations
 
+import importlib.util
 import logging
 import shlex
 import sys
@@ -28,6 +29,7 @@ def training_command(config: Config) -> list[str]:
     import torch
 
     options = {key: value for key, value in config.items() if key not in OURS}
+    _check_tensorboard(options)
     add_cpu = "cpu" not in options and not torch.cuda.is_available()
     if add_cpu:
         options["cpu"] = True
@@ -43,6 +45,16 @@ def training_command(config: Config) -> list[str]:
         # fairseq heeds it only while the folder has no checkpoint_last.pt.
         command += ["--finetune-from-model", config["start_from"]]
     return command
+
+
+def _check_tensorboard(options: Config) -> None:
+    """Without the package fairseq trains, says so once and logs nothing."""
+    there = map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))
+    if "tensorboard_logdir" in options and not any(there):
+        raise UserError(
+            "`tensorboard_logdir` needs the package tensorboard: "
+            "pip install -e '.[tensorboard]'."
+        )
 
 
 def train(

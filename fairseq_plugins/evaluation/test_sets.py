@@ -1,0 +1,139 @@
+"""Test sets by name, so that no score is taken for one on another set.
+
+``newstest2014`` has 3,003 English-German sentences, ``newstest2014/2737`` is the part
+of it that sacrebleu calls ``wmt14``: both have been called "newstest2014" in papers.
+What is known about each stands in ``data/test_sets.yaml``.
+"""
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Mapping, Sequence
+
+import yaml
+
+from fairseq_plugins.pipeline.errors import UserError, did_you_mean
+
+__all__ = ["TestSet", "check_size", "identify", "known_sets", "select", "selection"]
+
+_FILE = Path(__file__).resolve().parents[2] / "data" / "test_sets.yaml"
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A published test set.
+
+    Attributes:
+        name: as papers call it, and unambiguous.
+        sentences: how many it has.
+        sha256: of the raw text, by language.
+        lines_of: the set that this is a part of.
+        lines: ranges of its line numbers from 0, both ends included, in order.
+    """
+
+    __test__ = False  # for pytest, which takes it for a test by its name
+
+    name: str
+    sentences: int
+    sha256: Mapping[str, str]
+    lines_of: str | None = None
+    lines: str | None = None
+
+    def numbers(self) -> list[int]:
+        """Return the numbers from 0 of this set's lines in the set it is a part of."""
+        numbers: list[int] = []
+        for span in (self.lines or "").split(","):
+            first, _, last = span.strip().partition("-")
+            numbers += range(int(first), int(last or first) + 1)
+        return numbers
+
+
+@functools.cache
+def known_sets() -> tuple[TestSet, ...]:
+    """Return all sets; one name may stand for a set of each of several pairs."""
+    entries = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
+    return tuple(TestSet(**entry) for entry in entries)
+
+
+def identify(lines: Sequence[str]) -> TestSet | None:
+    """Return the set that has this very text on one of its sides."""
+    text = "".join(line + "\n" for line in lines).encode()
+    digest = hashlib.sha256(text).hexdigest()
+    for test_set in known_sets():
+        if digest in test_set.sha256.values():
+            return test_set
+    return None
+
+
+def check_size(name: str, languages: tuple[str, str], sentences: int) -> None:
+    """Refuse a text that bears the name of a known set without being as long.
+
+    Raises:
+        UserError: tells how long the set is, and which set has this length.
+    """
+    for test_set in known_sets():
+        if test_set.name != name or not set(languages) <= test_set.sha256.keys():
+            continue
+        if test_set.sentences != sentences:
+            raise UserError(
+                f"`{name}` has {test_set.sentences:,} sentences, but the text of this "
+                f"name has {sentences:,}.{_of_size(sentences, languages)}"
+            )
+
+
+def selection(name: str, languages: tuple[str, str] | None = None) -> TestSet:
+    """Return a set that consists of lines of another one.
+
+    Raises:
+        UserError: there is none of this name, or none for these languages.
+    """
+    parts = [test_set for test_set in known_sets() if test_set.lines is not None]
+    for test_set in parts:
+        fits = languages is None or set(languages) <= test_set.sha256.keys()
+        if test_set.name == name and fits:
+            return test_set
+    raise _unknown(name, [test_set.name for test_set in parts])
+
+
+def select(name: str, lines: Sequence[str]) -> list[str]:
+    """Return the lines of a known set out of a text of it, or of what it is a part of.
+
+    Args:
+        name: such as ``newstest2014`` or ``newstest2014/2737``.
+        lines: of the former for the former; of either for the latter.
+
+    Raises:
+        UserError: no set has this name, or the text has another number of lines.
+    """
+    named = [test_set for test_set in known_sets() if test_set.name == name]
+    if not named:
+        raise _unknown(name, [test_set.name for test_set in known_sets()])
+    part = named[0]
+    if len(lines) == part.sentences:
+        return list(lines)
+    rule = f"the {part.sentences:,} lines of `{name}`"
+    if part.lines is not None:
+        whole = next(t for t in known_sets() if t.name == part.lines_of)
+        if len(lines) == whole.sentences:
+            return [lines[number] for number in part.numbers()]
+        rule += f" or the {whole.sentences:,} of `{whole.name}`"
+    raise UserError(f"the text must have {rule}, but has {len(lines):,}.")
+
+
+def _unknown(name: str, names: Sequence[str]) -> UserError:
+    names = list(dict.fromkeys(names))
+    listed = ", ".join(f"`{other}`" for other in names)
+    return UserError(
+        f"`{name}` is no known test set.{did_you_mean(name, names)} Known: {listed}."
+    )
+
+
+def _of_size(sentences: int, languages: tuple[str, str]) -> str:
+    names = [
+        test_set.name
+        for test_set in known_sets()
+        if test_set.sentences == sentences and set(languages) <= test_set.sha256.keys()
+    ]
+    return f" So many has `{'`, `'.join(names)}`." if names else ""

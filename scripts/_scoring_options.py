@@ -1,0 +1,69 @@
+"""What scripts/evaluate.py and scripts/score.py have in common."""
+from __future__ import annotations
+
+import argparse
+from typing import Any, Mapping, Sequence
+
+from fairseq_plugins.evaluation.comet import DEFAULT_MODEL, Comet
+from fairseq_plugins.evaluation.comparable import MAX_EMPTY
+from fairseq_plugins.evaluation.run_scores import Scoring
+from fairseq_plugins.evaluation.table import format_table
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--tokenised", action="store_true",
+        help="add tokenised and compound-split BLEU, for older papers")  # fmt: skip
+    add("--comet", metavar="PROGRAM",
+        help="add COMET: a comet-score, or a Python that has it")  # fmt: skip
+    add("--comet-model", default=DEFAULT_MODEL, metavar="NAME",
+        help=f"default: {DEFAULT_MODEL}")  # fmt: skip
+    add("--comet-gpus", type=int, default=0, metavar="N", help="default: 0")
+    add("--max-empty", type=_share, default=MAX_EMPTY, metavar="SHARE",
+        help="hypotheses that may be empty (default: %(default)s)")  # fmt: skip
+    add("--force", action="store_true",
+        help="score what looks wrong: subword marks, tokenised text, ...")  # fmt: skip
+
+
+def scoring(arguments: argparse.Namespace) -> Scoring:
+    comet = None
+    if arguments.comet is not None:
+        comet = Comet(arguments.comet, arguments.comet_model, arguments.comet_gpus)
+        comet.arguments()  # a wrong path should not wait for the search
+    return Scoring(
+        max_empty=arguments.max_empty,
+        force=arguments.force,
+        tokenised=arguments.tokenised,
+        comet=comet,
+    )
+
+
+def older_papers(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return a table of the scores that are no headline; none without them."""
+    cells = [
+        [title, *(row[key]["bleu"] for row in rows)]
+        for title, key in (
+            ("tokenised", "tokenised_bleu"),
+            ("compounds split", "compound_split_bleu"),
+        )
+        if all(key in row for row in rows)
+    ]
+    if not cells:
+        return None
+    beams = [f"beam {row['beam']}" if "beam" in row else "BLEU" for row in rows]
+    note = "Only for comparison with older papers that tokenised in the same way"
+    by = rows[0].get("tokenised_by", "tokens as they are in the files")
+    return f"{note} ({by}):\n" + format_table(["BLEU of tokens", *beams], cells)
+
+
+def span(bucket: Mapping[str, Any]) -> str:
+    """Return how many words the sentences of a bucket of lengths have."""
+    last = bucket["to_words"]
+    return f"{bucket['from_words']} to {last}" if last else f"{bucket['from_words']} on"
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, but is {value}")
+    return value

@@ -1,0 +1,108 @@
+"""Score translations in a plain text file against references in another.
+
+    python scripts/score.py HYP REF [--source SRC] [--test-set NAME] [--json [FILE]]
+
+One sentence a line, UTF-8, plain or .gz or .xz; only a line feed ends a line. BLEU,
+chrF and TER are sacrebleu's, on text as people write it: text with subword marks and
+tokenised text are refused. docs/evaluation.md says what each number is.
+"""
+from __future__ import annotations
+
+import _environment
+
+_environment.ensure()
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import logging  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import _scoring_options  # noqa: E402
+
+from fairseq_plugins.evaluation.file_scores import score_files  # noqa: E402
+from fairseq_plugins.evaluation.table import format_table  # noqa: E402
+from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
+from fairseq_plugins.pipeline.files import write_json  # noqa: E402
+
+
+def main() -> int:
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("fairseq_plugins").setLevel(logging.INFO)
+    arguments = _parse_arguments()
+    scores = score_files(
+        arguments.hypotheses,
+        arguments.references,
+        source=arguments.source,
+        test_set=arguments.test_set,
+        language=arguments.language,
+        scoring=_scoring_options.scoring(arguments),
+    )
+    if arguments.json == "-":
+        print(json.dumps(scores, indent=2, ensure_ascii=False))
+        return 0
+    if arguments.json:
+        write_json(Path(arguments.json), scores)
+    print(_report(scores))
+    return 0
+
+
+def _report(scores: dict[str, Any]) -> str:
+    name = scores["test_set"] or "references that are no known test set"
+    precisions = "/".join(f"{value:.1f}" for value in scores["precisions"])
+    lines = [
+        f"{name}: {scores['sentences']:,} sentences",
+        f"BLEU {scores['bleu']:.2f}  {precisions} "
+        f"(BP = {scores['brevity_penalty']:.3f} ratio = {scores['length_ratio']:.3f} "
+        f"hyp_len = {scores['hypothesis_tokens']} "
+        f"ref_len = {scores['reference_tokens']})  {scores['bleu_signature']}",
+        f"chrF {scores['chrf']:.2f}  {scores['chrf_signature']}",
+        f"TER  {scores['ter']:.2f}  {scores['ter_signature']}",
+    ]
+    if "comet" in scores:
+        lines.append(f"COMET {scores['comet']:.4f}  {scores['comet_model']}")
+    lines += [
+        f"repetition {scores['repetition']:.1%} (references "
+        f"{scores['reference_repetition']:.1%}), empty {scores['empty']:,}",
+        "",
+        format_table(
+            ["words", "sentences", "BLEU"],
+            [
+                [_scoring_options.span(bucket), bucket["sentences"], bucket["bleu"]]
+                for bucket in scores["bleu_by_length"]
+            ],
+        ),
+    ]
+    older = _scoring_options.older_papers([scores])
+    lines += ["", older] if older else []
+    if scores["forced"]:
+        lines += ["", "Scored by --force: not comparable with other scores."]
+    return "\n".join(lines)
+
+
+def _parse_arguments() -> argparse.Namespace:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("hypotheses", type=Path, metavar="HYP")
+    add("references", type=Path, metavar="REF")
+    add("--source", type=Path, metavar="SRC",
+        help="what was translated: for COMET and for checks")  # fmt: skip
+    add("--test-set", metavar="NAME",
+        help="what the files must be, such as newstest2014; of a part such as "
+        "newstest2014/2737 its lines are scored, out of the part or the whole",
+        )  # fmt: skip
+    add("--language", metavar="XX",
+        help="of the text, for --tokenised; the files hold tokens if it is not "
+        "given")  # fmt: skip
+    _scoring_options.add_options(parser)
+    add("--json", nargs="?", const="-", metavar="FILE",
+        help="write JSON to FILE, or print it instead of the table")  # fmt: skip
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_command_line(main)

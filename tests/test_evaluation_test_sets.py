@@ -1,0 +1,74 @@
+"""A name stands for one text, and a part of it for the right lines."""
+from __future__ import annotations
+
+import pytest
+from conftest import SHARED_DATA
+
+from fairseq_plugins.evaluation.test_sets import (
+    check_size,
+    identify,
+    known_sets,
+    select,
+    selection,
+)
+from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.pipeline.files import read_lines
+
+NEWSTEST = SHARED_DATA / "newstest"
+needs_data = pytest.mark.skipif(not NEWSTEST.is_dir(), reason="no ../shared/data")
+
+
+def test_no_two_sets_of_one_name_share_a_pair_or_a_text() -> None:
+    pairs, digests = set(), []
+    for known in known_sets():
+        pair = (known.name, *sorted(known.sha256))
+        assert pair not in pairs
+        pairs.add(pair)
+        digests += known.sha256.values()
+    assert len(set(digests)) == len(digests)
+
+
+def test_a_part_has_distinct_lines_of_the_whole() -> None:
+    part = selection("newstest2014/2737", ("en", "de"))
+    numbers = part.numbers()
+    assert len(set(numbers)) == len(numbers) == part.sentences == 2737
+    assert 0 <= min(numbers) and max(numbers) < 3003
+
+
+@needs_data
+@pytest.mark.parametrize("language", ["en", "de"])
+def test_the_part_is_the_published_one(language: str) -> None:
+    whole = read_lines(NEWSTEST / f"newstest2014-en-de.{language}.xz")
+    index = read_lines(NEWSTEST / "newstest2014-en-de.filtered2737.idx.xz")
+    part = select("newstest2014/2737", whole)
+    assert part == [whole[int(number)] for number in index]
+    assert select("newstest2014/2737", part) == part
+    found = identify(part), identify(whole)
+    assert [known and known.name for known in found] == [
+        "newstest2014/2737",
+        "newstest2014",
+    ]
+
+
+@needs_data
+def test_the_sets_of_two_pairs_are_told_apart() -> None:
+    french = identify(read_lines(NEWSTEST / "newstest2014-en-fr.en.xz"))
+    german = identify(read_lines(NEWSTEST / "newstest2014-en-de.en.xz"))
+    assert french is not None and german is not None
+    assert (set(french.sha256), set(german.sha256)) == ({"en", "fr"}, {"en", "de"})
+    assert identify(["some", "other", "text"]) is None
+
+
+def test_sizes_and_names_are_checked() -> None:
+    check_size("newstest2014", ("de", "en"), 3003)
+    check_size("my_own_set", ("de", "en"), 5)
+    with pytest.raises(UserError, match="has 2,737. So many has `newstest2014/2"):
+        check_size("newstest2014", ("en", "de"), 2737)
+    with pytest.raises(UserError, match="2,737 .* has 3,003. So many has `newstest20"):
+        check_size("newstest2014/2737", ("en", "de"), 3003)
+    with pytest.raises(UserError, match="Did you mean `newstest2014/2737`"):
+        selection("newstest2014/273")
+    with pytest.raises(UserError, match="is no known test set"):
+        selection("newstest2014/2737", ("en", "fr"))
+    with pytest.raises(UserError, match="2,737 lines of .* or the 3,003 of"):
+        select("newstest2014/2737", ["one"])
