@@ -17,6 +17,7 @@ from fairseq_plugins.evaluation.report.runs import (
     ReportRun,
     load_runs,
     shared_test_sets,
+    short_names,
 )
 from fairseq_plugins.evaluation.report.samples import (
     chosen_sentences,
@@ -105,7 +106,10 @@ def collect(
         "made": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "corpus": {"recipe": corpus.recipe, "pair": pair},
         "languages": [corpus.source_lang, corpus.target_lang],
-        "runs": [_run(run, shown) for run in runs],
+        "runs": [
+            {"label": label, **_run(run, shown)}
+            for run, label in zip(runs, short_names([run.name for run in runs]))
+        ],
         "tests": tests,
         "shown": subsets.index(shown),
         "samples": sentences.samples(options),

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from fairseq_plugins.pipeline.manifest import PreparedCorpus
 from fairseq_plugins.pipeline.run_folder import RunFolder
 from fairseq_plugins.pipeline.training_config import Config
 
-__all__ = ["Evaluated", "ReportRun", "load_runs", "shared_test_sets"]
+__all__ = ["Evaluated", "ReportRun", "load_runs", "shared_test_sets", "short_names"]
 
 Row = dict[str, Any]
 
@@ -118,6 +119,21 @@ def shared_test_sets(runs: Sequence[ReportRun]) -> list[str]:
         _check_same_references(runs, subset)
     # Validation data that a model was chosen on is no test, and comes last.
     return sorted(shared, key=lambda name: (name == "valid", len(name), name))
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return names without the words that all of them begin with.
+
+    Example:
+        ``de-en_lstm_control`` and ``de-en_lstm_soft`` are ``control`` and ``soft``.
+    """
+    words = [re.split(r"(?<=[_/.-])", name) for name in names]
+    shared = 0
+    if len(names) > 1:
+        fewest = min(map(len, words))
+        while shared < fewest - 1 and len({each[shared] for each in words}) == 1:
+            shared += 1
+    return ["".join(each[shared:]) for each in words]
 
 
 def _load(path: Path, name: str, *, checkpoint: str | None, lenpen: float) -> ReportRun:
