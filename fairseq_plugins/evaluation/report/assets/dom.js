@@ -11,7 +11,7 @@ function filled(element, properties, children) {
     else element.setAttribute(name, value === true ? "" : String(value));
   }
   for (const child of children.flat()) {
-    if (child !== null && child !== undefined) element.append(child);
+    if (child !== null && child !== undefined && child !== false) element.append(child);
   }
   return element;
 }
