@@ -30,8 +30,8 @@ def simple_log() -> list[str]:
         for n, loss, gold in INNER
     ]
     lines.append(
-        f"{STAMP} valid | epoch 001 | valid on 'valid' subset | loss 4.2 | bleu 11.54 | "
-        "num_updates 60 | best_bleu 11.54"
+        f"{STAMP} valid | epoch 001 | valid on 'valid' subset | loss 4.2 | "
+        "bleu 11.54 | num_updates 60 | best_bleu 11.54"
     )
     return lines + [f"{STAMP} train | epoch 001 | loss 5 | num_updates 60 | lr 0.001"]
 

@@ -272,7 +272,7 @@ def _explorer(
     )
     searches = []
     for run in runs:
-        logger.info("%s: tracing %d searches, beam %d", run.name, len(chosen), beam_size)
+        logger.info("%s: searching %d sentences again", run.name, len(chosen))
         traced = trace_searches(
             run.checkpoint(subset),
             run.corpus.bin_dir,
@@ -283,7 +283,10 @@ def _explorer(
         )
         epsilons = epsilons_of(run.config)
         searches.append(
-            [explored(each, lenpen=options.lenpen, epsilons=epsilons) for each in traced]
+            [
+                explored(each, lenpen=options.lenpen, epsilons=epsilons)
+                for each in traced
+            ]
         )
     return {
         "beam": beam_size,

@@ -21,8 +21,9 @@ def epsilons_of(config: Config) -> list[float]:
 
     A run that was not trained for the beam has the one that training would start with.
     """
-    name = "survival_epsilon" if "survival" in str(config.get("beam_loss")) else "epsilon"
-    own = float(config.get(f"{name}_end", config.get(name, _DEFAULT_EPSILON)))
+    is_survival = "survival" in str(config.get("beam_loss"))
+    name = "survival_epsilon" if is_survival else "epsilon"
+    own = float(config.get(f"{name}_end") or config.get(name) or _DEFAULT_EPSILON)
     return [own * factor for factor in _LADDER]
 
 
@@ -133,7 +134,7 @@ def _step(search: TracedSearch, step: int) -> dict[str, Any]:
         gold += len(candidates) - pool_size
     return {
         "candidates": candidates,
-        "held": [held for held in trace.held[0, step].tolist() if held < len(candidates)],
+        "held": [h for h in trace.held[0, step].tolist() if h < len(candidates)],
         "ends": ends,
         "gold": gold,
         "rank": int(trace.gold_rank[0, step]),

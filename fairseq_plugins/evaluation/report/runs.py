@@ -149,10 +149,8 @@ def _load(path: Path, name: str, *, checkpoint: str | None, lenpen: float) -> Re
     )
     rows = _rows(path)
     for subset in dict.fromkeys(row["subset"] for row in rows):
-        chosen = _chosen(
-            [row for row in rows if row["subset"] == subset and row["lenpen"] == lenpen],
-            checkpoint,
-        )
+        here = [row for row in rows if row["subset"] == subset]
+        chosen = _chosen([row for row in here if row["lenpen"] == lenpen], checkpoint)
         if chosen:
             run.scores[subset] = {row["beam"]: _evaluated(path, row) for row in chosen}
     if not run.scores:

@@ -113,7 +113,7 @@ def _shown(row: Row) -> dict[str, Any]:
 
 
 class KnownTests:
-    """Tests and intervals, kept in ``RUN/eval/report.json``: they take seconds each."""
+    """Tests and intervals, kept in ``RUN/eval/report.json``: each takes seconds."""
 
     def __init__(self) -> None:
         self._files: dict[Path, dict[str, Any]] = {}
