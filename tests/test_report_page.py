@@ -6,15 +6,14 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
 from test_evaluate_script import CONFIG, MAX_POSITIONS, ROOT, SIZES, prepare, python
-from test_report import HOSTILE
 
 SYSTEMS = ("control", "other")
+HOSTILE = "</script><img src=x onerror=alert(1)> <!-- <script>"
 # Chromium as root, without looking for its maker's servers.
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -35,7 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for side in ("xx", "yy"):
         path = corpus / f"test.{side}"
         lines = path.read_text(encoding="utf-8").split("\n")
-        lines[3] = HOSTILE.replace("▁", "")
+        lines[3] = HOSTILE
         path.write_text("\n".join(lines), encoding="utf-8")
     config = folder / "config.yaml"
     text = CONFIG.format(positions=MAX_POSITIONS).replace("max_update: 2", "")
@@ -78,7 +77,7 @@ def test_the_page_has_the_scores_and_the_searches_of_the_runs(page, runs):
     assert all(0 <= row["p_bleu"] <= 1 for row in rows)
     assert all(row["ci"][0] <= row["ci"][1] for row in rows)
     assert len(data["samples"]["sentences"]) == SIZES["test"]
-    assert data["samples"]["sentences"][3]["source"] == HOSTILE.replace("▁", "")
+    assert data["samples"]["sentences"][3]["source"] == HOSTILE
     searches = data["explorer"]["searches"]
     assert [len(each) for each in searches] == [5, 5]
     # What our search finds first is what fairseq-generate gave, detokenised.
@@ -167,7 +166,7 @@ def test_hostile_sentences_are_shown_as_they_are(open_page):
     tab = open_page()
     tab.select_option("#sample-controls select >> nth=2", "corpus")
     shown = tab.locator('.sample[data-number="3"] .source p').text_content()
-    assert shown == HOSTILE.replace("▁", "")
+    assert shown == HOSTILE
     assert tab.locator("img").count() == 0
 
 
@@ -225,22 +224,27 @@ def test_nothing_is_wider_than_the_window(open_page, width):
 CONTRAST = """() => {
   const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
   const light = ([r, g, b]) => {
-    const part = (v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    const part = (v) =>
+      (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
     return 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
   };
   const behind = (element) => {
     const layers = [];
-    for (let e = element; e; e = e.parentElement) layers.push(rgb(getComputedStyle(e).backgroundColor));
+    for (let e = element; e; e = e.parentElement) {
+      layers.push(rgb(getComputedStyle(e).backgroundColor));
+    }
     return layers.reverse().reduce((under, [r, g, b, a = 1]) =>
       [r, g, b].map((v, i) => a * v + (1 - a) * under[i]), [255, 255, 255]);
   };
   let worst = [99, ""];
   for (const e of document.querySelectorAll("main *, nav a")) {
     const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
-    if (!own || e.disabled || e.closest("svg, .hidden, [aria-hidden]") || !e.getClientRects().length) continue;
+    if (!own || e.disabled || !e.getClientRects().length) continue;
+    if (e.closest("svg, .hidden, [aria-hidden]")) continue;
     const a = light(rgb(getComputedStyle(e).color)), b = light(behind(e));
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < worst[0]) worst = [ratio, `${e.tagName}.${e.className}: ${e.textContent.slice(0, 40)}`];
+    const where = `${e.tagName}.${e.className}: ${e.textContent.slice(0, 40)}`;
+    if (ratio < worst[0]) worst = [ratio, where];
   }
   return worst;
 }"""

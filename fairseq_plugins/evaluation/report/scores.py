@@ -84,7 +84,7 @@ def bleu_by_length(
     references: Sequence[str],
     buckets: Sequence[tuple[int, int]],
 ) -> list[float | None]:
-    """Return corpus BLEU of the sentences whose reference's length is in each bucket."""
+    """Return corpus BLEU of the sentences whose references are in each bucket."""
     scores: list[float | None] = []
     for first, last in buckets:
         pairs = [

@@ -13,8 +13,8 @@ function heatCell(percent) {
 
 // The last words of a hypothesis, which are what tells it from others.
 function prefixText(text) {
-  const most = 26;
-  return text.length > most ? `…${text.slice(-most)}` : text;
+  const most = 24;
+  return text.length > most ? `… ${text.slice(-most).replace(/^\S*\s/, "")}` : text;
 }
 
 function candidateRow(search, step, number, before, ladder) {
