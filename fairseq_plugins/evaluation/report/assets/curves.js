@@ -38,7 +38,7 @@ function curvePanel(place, panel) {
         }),
       },
       options: options(
-        axis("updates", { type: "linear", ticks: { maxTicksLimit: 7 } }),
+        axis("updates", { type: "linear", min: 0, ticks: { maxTicksLimit: 7 } }),
         axis("", { grace: "6%", ticks: { callback: (value) => panel.percent ? `${value} %` : value.toLocaleString("en") } }),
         { tooltip: { callbacks: { title: ([item]) => `${grouped(item.parsed.x)} updates` } },
           interaction: { mode: "nearest", axis: "x", intersect: false } }),

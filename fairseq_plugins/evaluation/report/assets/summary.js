@@ -96,7 +96,7 @@ function scoreTable(test) {
     number("Beam", "beam", grouped),
     number("BLEU", "bleu", fixed),
     { title: "95 % interval", value: (row) => row.ci[0], show: (row) => `${fixed(row.ci[0], 1)} – ${fixed(row.ci[1], 1)}` },
-    { title: "Change", value: (row) => row.change, show: (row) => h("span", { class: tone(row.change) }, signed(row.change)) },
+    { title: "Change", value: (row) => row.change, show: (row) => h("span", { class: row.p_bleu < 0.05 && tone(row.change) }, signed(row.change)) },
     number("p", "p_bleu", pValue),
     number("chrF", "chrf", fixed),
     number("p of chrF", "p_chrf", pValue),
