@@ -16,6 +16,7 @@ import argparse  # noqa: E402
 import logging  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Callable  # noqa: E402
 
 from fairseq_plugins.evaluation.report.build import (  # noqa: E402
     ReportOptions,
@@ -58,7 +59,7 @@ def _parse_arguments() -> argparse.Namespace:
         help="the page (default: report.html)")  # fmt: skip
     add("--subset", help="test set of translations and explorer (default: the first)")
     add("--checkpoint", metavar="WHICH",
-        help="scores of best, last or a file's name (default: that with most scores)")  # fmt: skip # noqa: E501
+        help="scores of best, last or a file (default: with most scores)")  # fmt: skip
     add("--lenpen", type=float, default=1.0, metavar="X",
         help="scores with this exponent of the length (default: 1)")  # fmt: skip
     add("--samples", type=_count(1), default=200, metavar="N",
@@ -73,7 +74,7 @@ def _parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _count(least: int):  # type: ignore[no-untyped-def]
+def _count(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         value = int(text)
         if value < least:
