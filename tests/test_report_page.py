@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -39,18 +40,21 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     config = folder / "config.yaml"
     text = CONFIG.format(positions=MAX_POSITIONS).replace("max_update: 2", "")
     config.write_text(f"{text}log_format: simple\nlog_interval: 1\n")
-    paths = []
-    for updates, name in enumerate(SYSTEMS, start=1):
+
+    def make(name: str, updates: int) -> Path:
         run, data = folder / name, f"data={corpus}"
-        steps = f"max_update={2 * updates}"
-        made = python(
-            ROOT / "scripts" / "train.py", config, f"run={run}", data, steps
-        )
-        assert made.returncode == 0, made.stdout + made.stderr
-        made = python(ROOT / "scripts" / "evaluate.py", run, "--beam", 1, 3)
-        assert made.returncode == 0, made.stdout + made.stderr
-        paths.append(run)
-    return paths
+        steps = f"max_update={updates}"
+        train, evaluate = (ROOT / "scripts" / f"{x}.py" for x in ("train", "evaluate"))
+        for command in (
+            [train, config, f"run={run}", data, steps],
+            [evaluate, run, "--beam", 1, 3],
+        ):
+            made = python(*command)
+            assert made.returncode == 0, made.stdout + made.stderr
+        return run
+
+    with ThreadPoolExecutor() as side_by_side:
+        return list(side_by_side.map(make, SYSTEMS, (2, 4)))
 
 
 @pytest.fixture(scope="module")
