@@ -16,6 +16,7 @@ from fairseq_plugins.evaluation.report.curves import read_curves
 from fairseq_plugins.evaluation.report.runs import (
     ReportRun,
     load_runs,
+    references_of,
     shared_test_sets,
     short_names,
 )
@@ -31,7 +32,7 @@ from fairseq_plugins.evaluation.report.scores import (
     score_rows,
 )
 from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.files import read_lines, sha256_of, write_atomically
+from fairseq_plugins.pipeline.files import read_lines, write_atomically
 from fairseq_plugins.pipeline.run_folder import RunFolder
 
 __all__ = ["ReportOptions", "collect", "write_report"]
@@ -154,7 +155,7 @@ def _test_set(
     runs: Sequence[ReportRun], subset: str, known: KnownTests
 ) -> dict[str, Any]:
     title = runs[0].corpus.subsets[subset].title
-    references = _references(runs[0], subset)
+    references = references_of(runs[0], subset)
     logger.info("%s: scores of %d sentences", title, len(references))
     rows = score_rows(runs, subset, references, known)
     beam = headline_beam(runs, subset)
@@ -187,21 +188,6 @@ def _test_set(
     }
 
 
-def _references(run: ReportRun, subset: str) -> list[str]:
-    """Return the text that the scores belong to.
-
-    Raises:
-        UserError: it has changed since.
-    """
-    path = run.corpus.subsets[subset].target
-    row = next(iter(run.scores[subset].values())).row
-    if not path.is_file() or sha256_of(path) != row["reference_sha256"]:
-        raise UserError(
-            f"`{path}` has changed since `{run.path}` was evaluated: evaluate anew."
-        )
-    return read_lines(path)
-
-
 @dataclass(frozen=True)
 class _Sentences:
     """All sentences of the test set that is shown, with scores for every system."""
@@ -215,7 +201,7 @@ class _Sentences:
 
     @classmethod
     def read(cls, runs: Sequence[ReportRun], subset: str, beam: int) -> _Sentences:
-        references = _references(runs[0], subset)
+        references = references_of(runs[0], subset)
         hypotheses = [run.scores[subset][beam].hypotheses for run in runs]
         scores = [score_sentences(lines, references) for lines in hypotheses]
         return cls(

@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import Any, Iterable, Sequence
 
 from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.files import read_json, read_lines
+from fairseq_plugins.pipeline.files import read_json, read_lines, sha256_of
 from fairseq_plugins.pipeline.manifest import PreparedCorpus
 from fairseq_plugins.pipeline.run_folder import RunFolder
 from fairseq_plugins.pipeline.training_config import Config
 
-__all__ = ["Evaluated", "ReportRun", "load_runs", "shared_test_sets", "short_names"]
+__all__ = [
+    "Evaluated",
+    "ReportRun",
+    "load_runs",
+    "references_of",
+    "shared_test_sets",
+    "short_names",
+]
 
 Row = dict[str, Any]
 
@@ -119,6 +126,21 @@ def shared_test_sets(runs: Sequence[ReportRun]) -> list[str]:
         _check_same_references(runs, subset)
     # Validation data that a model was chosen on is no test, and comes last.
     return sorted(shared, key=lambda name: (name == "valid", len(name), name))
+
+
+def references_of(run: ReportRun, subset: str) -> list[str]:
+    """Return the text that the scores belong to.
+
+    Raises:
+        UserError: it has changed since.
+    """
+    path = run.corpus.subsets[subset].target
+    row = next(iter(run.scores[subset].values())).row
+    if not path.is_file() or sha256_of(path) != row["reference_sha256"]:
+        raise UserError(
+            f"`{path}` has changed since `{run.path}` was evaluated: evaluate anew."
+        )
+    return read_lines(path)
 
 
 def short_names(names: Sequence[str]) -> list[str]:
