@@ -11,15 +11,19 @@ python=$venv/bin/python
 # costs a lot on busy ones.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
-echo "== 1/5 prepare the built-in corpus"
+echo "== 1/6 prepare the built-in corpus"
 $python scripts/prepare.py builtin-en-fr
-echo "== 2/5 train by cross entropy"
+echo "== 2/6 train by cross entropy"
 $python scripts/train.py configs/builtin_lstm.yaml
-echo "== 3/5 control: go on by cross entropy"
+echo "== 3/6 control: go on by cross entropy"
 $python scripts/train.py configs/builtin_lstm_control.yaml
-echo "== 4/5 go on by SOFT beam training"
+echo "== 4/6 go on by SOFT beam training"
 $python scripts/train.py configs/builtin_lstm_soft_beam.yaml
-echo "== 5/5 evaluate and compare"
+echo "== 5/6 evaluate and compare"
 $python scripts/compare.py runs/demo/control runs/demo/start runs/demo/soft_beam \
   --beam 1 5 --json runs/demo/results.json
 echo "The same as JSON: runs/demo/results.json"
+echo "== 6/6 write the report"
+report=$($python scripts/report.py runs/demo/control runs/demo/start runs/demo/soft_beam \
+  -o runs/demo/report.html)
+echo "A page to look at, with the searches step by step: $PWD/$report"

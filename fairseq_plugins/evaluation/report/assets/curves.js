@@ -1,0 +1,78 @@
+// Training curves of the runs that are switched on. Panels without data are left out.
+const PANELS = [
+  { title: "Loss, validation", subtitle: "Label-smoothed cross entropy in bits a token; the same for all criterions.", name: "valid_loss" },
+  { title: "BLEU, validation", subtitle: "As fairseq logs it while it trains (--eval-bleu).", name: "valid_bleu" },
+  { title: "Loss, training", subtitle: "What is minimised, in bits a token; not comparable between criterions.", name: "train_loss" },
+  { title: "Gold in the beam", subtitle: "Share of steps after which the reference is among the best.", name: "train_gold_in_beam", percent: true },
+  { title: "Epsilon", subtitle: "Smoothing of the selection, in nats.", name: "train_epsilon" },
+  { title: "Cost of what is found", subtitle: "1 − sentence BLEU (or what the run minimises) of the best hypothesis.", name: "train_cost" },
+  { title: "Cost of the best in the beam", subtitle: "What search could have chosen.", name: "train_oracle_cost" },
+  { title: "Cross entropy, training", subtitle: "Its part of the loss, in bits a token.", name: "train_ce_loss" },
+  { title: "Beam loss", subtitle: "Its part of the loss.", name: "train_beam_loss" },
+  { title: "Beam size in training", name: "train_beam" },
+  { title: "Learning rate", name: "train_lr" },
+  { title: "Gradient norm", name: "train_gnorm" },
+  { title: "Words a second", name: "train_wps" },
+];
+const FIRST_PANELS = 5;
+let runsDrawn = [];
+
+function curvePanel(place, panel) {
+  const runs = runsDrawn.filter((run) => DATA.runs[run].curves[panel.name]?.[0].length);
+  if (!runs.length) return;
+  const scale = panel.percent ? 100 : 1;
+  const points = (run) => {
+    const [updates, values] = DATA.runs[run].curves[panel.name];
+    return updates.map((x, i) => ({ x, y: scale * values[i] }));
+  };
+  const last = (run) => fixed(points(run).at(-1).y, panel.percent ? 1 : 3);
+  chart(place, {
+    title: panel.title, subtitle: panel.subtitle, runs,
+    summary: `At the end: ${runs.map((run) => `${nameOf(run)} ${last(run)}${panel.percent ? " %" : ""}`).join(", ")}.`,
+    config: () => ({
+      type: "line",
+      data: {
+        datasets: runs.map((run) => {
+          const data = points(run);
+          return line(run, data, { pointRadius: data.length > 12 ? 0 : 3, borderWidth: 1.8 });
+        }),
+      },
+      options: options(
+        axis("updates", { type: "linear", min: 0, ticks: { maxTicksLimit: 7 } }),
+        axis("", { grace: "6%", ticks: { callback: (value) => panel.percent ? `${value} %` : value.toLocaleString("en") } }),
+        { tooltip: { callbacks: { title: ([item]) => `${grouped(item.parsed.x)} updates` } },
+          interaction: { mode: "nearest", axis: "x", intersect: false } }),
+    }),
+  });
+}
+
+function showCurves() {
+  const first = byId("curve-charts"), more = byId("more-curves").lastElementChild;
+  clearCharts(first);
+  clearCharts(more);
+  for (const panel of PANELS.slice(0, FIRST_PANELS)) curvePanel(first, panel);
+  if (byId("more-curves").open) for (const panel of PANELS.slice(FIRST_PANELS)) curvePanel(more, panel);
+  byId("more-curves").hidden = !PANELS.slice(FIRST_PANELS).some((panel) =>
+    runsDrawn.some((run) => DATA.runs[run].curves[panel.name]));
+}
+
+function showTraining() {
+  const all = DATA.runs.map((_, run) => run);
+  // A start is trained far longer than what goes on from it, and would hide it.
+  const going = all.filter((run) => DATA.runs[run].config.start_from);
+  runsDrawn = going.length ? going : all;
+  byId("training-note").textContent = going.length && going.length < all.length
+    ? "Updates count from each run's own start. The runs that go on from a checkpoint are drawn; switch others on to see them."
+    : "Updates count from each run's own start.";
+  byId("run-choice").append(...all.map((run) => h("button", {
+    type: "button", "aria-pressed": String(runsDrawn.includes(run)),
+    onclick: (event) => {
+      const on = event.currentTarget.getAttribute("aria-pressed") !== "true";
+      event.currentTarget.setAttribute("aria-pressed", String(on));
+      runsDrawn = on ? [...runsDrawn, run].sort((a, b) => a - b) : runsDrawn.filter((other) => other !== run);
+      showCurves();
+    },
+  }, dot(run), nameOf(run))));
+  byId("more-curves").addEventListener("toggle", showCurves);
+  showCurves();
+}

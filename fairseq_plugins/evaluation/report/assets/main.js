@@ -1,0 +1,6 @@
+showSummary();
+showTraining();
+showTranslations();
+showExplorer();
+showMaking();
+document.documentElement.dataset.ready = "true";

@@ -1,0 +1,117 @@
+// Translations of two systems side by side, with the words that differ marked.
+const PAGE = 12;
+const view = {
+  left: 0, right: DATA.runs.length - 1, order: "either", words: "", marks: "systems", count: PAGE,
+  metric: "chrf",
+};
+const ORDERS = [
+  ["either", "greatest change"], ["gain", "greatest gain"], ["loss", "greatest loss"],
+  ["low", "lowest score"], ["long", "longest source"], ["corpus", "order of the test set"],
+];
+
+// Which words of two lines belong to a longest common subsequence: two lists of booleans.
+function common(ours, theirs) {
+  const lengths = Array.from({ length: ours.length + 1 }, () => new Uint16Array(theirs.length + 1));
+  for (let i = ours.length - 1; i >= 0; i--) {
+    for (let j = theirs.length - 1; j >= 0; j--) {
+      lengths[i][j] = ours[i] === theirs[j] ? lengths[i + 1][j + 1] + 1
+        : Math.max(lengths[i + 1][j], lengths[i][j + 1]);
+    }
+  }
+  const inOurs = ours.map(() => false), inTheirs = theirs.map(() => false);
+  for (let i = 0, j = 0; i < ours.length && j < theirs.length;) {
+    if (ours[i] === theirs[j]) { inOurs[i++] = true; inTheirs[j++] = true; }
+    else if (lengths[i + 1][j] >= lengths[i][j + 1]) i++;
+    else j++;
+  }
+  return [inOurs, inTheirs];
+}
+
+// Words and punctuation marks, each with the space before it.
+const words = (text) => text.match(/\s*(?:[\p{L}\p{N}]+(?:['’-][\p{L}\p{N}]+)*|[^\s\p{L}\p{N}])/gu) || [];
+const bare = (parts) => parts.map((part) => part.trim());
+
+function marked(text, other, reference) {
+  const ours = words(text);
+  const same = common(bare(ours), bare(words(view.marks === "systems" ? other : reference)))[0];
+  const inGold = common(bare(ours), bare(words(reference)))[0];
+  const parts = [];
+  for (let i = 0; i < ours.length; i++) {
+    if (same[i]) { parts.push(ours[i]); continue; }
+    const space = ours[i].match(/^\s*/)[0];
+    const right = view.marks === "systems" && inGold[i];
+    let run = ours[i].slice(space.length);
+    while (i + 1 < ours.length && !same[i + 1] && (view.marks !== "systems" || inGold[i + 1] === right)) run += ours[++i];
+    parts.push(space, h("mark", {
+      class: right ? "in-gold" : "not-gold",
+      title: right ? "the reference has this too" : "not in the reference here",
+    }, run));
+  }
+  return parts.length ? parts : h("em", { class: "note" }, "(empty)");
+}
+
+function changeOf(sentence) {
+  return sentence[view.metric][view.right] - sentence[view.metric][view.left];
+}
+
+function chosenSamples() {
+  const needle = view.words.trim().toLocaleLowerCase();
+  const found = DATA.samples.sentences.filter((sentence) => !needle ||
+    [sentence.source, sentence.reference, sentence.hypotheses[view.left], sentence.hypotheses[view.right]]
+      .some((text) => text.toLocaleLowerCase().includes(needle)));
+  const keys = {
+    either: (x) => -Math.abs(changeOf(x)), gain: (x) => -changeOf(x), loss: changeOf,
+    low: (x) => x[view.metric][view.right], long: (x) => -x.source.length, corpus: (x) => x.number,
+  };
+  const key = keys[view.order];
+  return found.sort((one, other) => key(one) - key(other) || one.number - other.number);
+}
+
+function sampleCard(sentence) {
+  const change = changeOf(sentence);
+  const text = (kind, title, body, score, lang) => h("div", { class: kind },
+    h("h4", {}, title, score && h("span", { class: "score" }, score)), h("p", { lang, dir: "auto" }, body));
+  const system = (run, other) => text("system", [dot(run), nameOf(run)],
+    marked(sentence.hypotheses[run], sentence.hypotheses[other], sentence.reference),
+    `BLEU ${fixed(sentence.bleu[run], 1)} · chrF ${fixed(sentence.chrf[run], 1)}`, DATA.languages[1]);
+  const inExplorer = DATA.explorer?.sentences.findIndex((one) => one.number === sentence.number) ?? -1;
+  return h("article", { class: "sample", "data-change": change.toFixed(1), "data-number": sentence.number },
+    h("header", {},
+      h("span", {}, `Sentence ${grouped(sentence.number + 1)}`),
+      h("span", {},
+        inExplorer >= 0 && h("button", { type: "button", class: "link", onclick: () => explore(inExplorer, view.right) }, "see its beam"),
+        " ", h("span", { class: `pill ${tone(Math.round(10 * change))}` }, `${signed(change, 1)} ${view.metric === "bleu" ? "BLEU" : "chrF"}`))),
+    h("div", { class: "texts" },
+      text("source", `Source, ${DATA.languages[0]}`, sentence.source, null, DATA.languages[0]),
+      text("reference", "Reference", sentence.reference, null, DATA.languages[1]),
+      system(view.left, view.right), view.left !== view.right && system(view.right, view.left)));
+}
+
+function showSamples() {
+  const found = chosenSamples();
+  byId("samples").replaceChildren(...found.slice(0, view.count).map(sampleCard));
+  byId("sample-count").textContent = `${grouped(Math.min(view.count, found.length))} of ${grouped(found.length)} shown`;
+  byId("more-samples").hidden = found.length <= view.count;
+}
+
+function showTranslations() {
+  const { sentences, total, beam } = DATA.samples;
+  byId("translations-note").textContent = (sentences.length < total
+    ? `${grouped(sentences.length)} of ${grouped(total)} sentences of ${DATA.tests[DATA.shown].title}, beam ${beam}: the greatest gains and losses, and others drawn at random. `
+    : `All ${grouped(total)} sentences of ${DATA.tests[DATA.shown].title}, beam ${beam}. `) +
+    "Underlined words differ; green ones the reference has too.";
+  const set = (name) => (value) => { view[name] = value; view.count = PAGE; showSamples(); };
+  const systems = DATA.runs.map((run, number) => [String(number), run.label]);
+  const search = h("input", { type: "search", placeholder: "any word", oninput: (event) => set("words")(event.target.value) });
+  const form = byId("sample-controls");
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.append(
+    dropDown("Left", systems, String(view.left), (value) => set("left")(Number(value))),
+    dropDown("Right", systems, String(view.right), (value) => set("right")(Number(value))),
+    dropDown("Sorted by", ORDERS, view.order, set("order")),
+    dropDown("Score", [["chrf", "chrF"], ["bleu", "BLEU"]], view.metric, set("metric")),
+    dropDown("Marks", [["systems", "between the two"], ["reference", "to the reference"]], view.marks, set("marks")),
+    h("label", {}, "Search", search));
+  byId("more-samples").addEventListener("click", () => { view.count += PAGE; showSamples(); });
+  showSamples();
+}

@@ -1,0 +1,140 @@
+// The finding in a sentence, a card for each system, two charts and the table.
+let testNumber = DATA.shown;
+const control = 0;
+
+const rowOf = (test, run, beam) =>
+  test.rows.find((row) => row.run === run && row.beam === beam);
+
+function finding(test) {
+  const others = DATA.runs.map((_, run) => run).slice(1);
+  const rows = others.map((run) => rowOf(test, run, test.beam)).filter((row) => row.change !== undefined);
+  const base = rowOf(test, control, test.beam);
+  if (!rows.length) return `${nameOf(control)}: ${fixed(base.bleu)} BLEU at beam ${test.beam}`;
+  const best = rows.reduce((one, other) => (other.change > one.change ? other : one));
+  const size = Math.abs(best.change);
+  const where = best.change > 0 ? "ahead of" : "behind";
+  if (size < 0.005) return `${nameOf(best.run)} and ${nameOf(control)} have the same BLEU`;
+  return `${nameOf(best.run)} is ${fixed(size)} BLEU ${where} ${nameOf(control)}`;
+}
+
+function verdictOf(row) {
+  if (row.p_bleu === undefined) return "what the others are compared with";
+  const chance = row.p_bleu < 0.05 ? "unlikely to be chance" : "may well be chance";
+  return [h("strong", { class: row.p_bleu < 0.05 ? tone(row.change) : "" }, signed(row.change)),
+    ` to the control: ${chance} (p ${row.p_bleu < 0.001 ? "" : "= "}${pValue(row.p_bleu)})`];
+}
+
+function cards(test) {
+  const rows = DATA.runs.map((_, run) => rowOf(test, run, test.beam));
+  const low = Math.min(...rows.map((row) => row.ci[0])), high = Math.max(...rows.map((row) => row.ci[1]));
+  const at = (value) => `${(100 * (value - low)) / Math.max(high - low, 1e-9)}%`;
+  byId("cards").replaceChildren(...rows.map((row, run) =>
+    h("article", { class: "card", colour: colourOf(run) },
+      h("h3", {}, dot(run), nameOf(run)),
+      h("p", { class: "big" }, fixed(row.bleu), h("span", { class: "unit" }, `BLEU, beam ${row.beam}`)),
+      h("div", {
+        class: "range", role: "img",
+        "aria-label": `95 % confidence interval ${fixed(row.ci[0])} to ${fixed(row.ci[1])}`,
+        title: `95 % confidence interval ${fixed(row.ci[0])} to ${fixed(row.ci[1])}`,
+      },
+      h("span", { class: "bar-of", style: { left: at(row.ci[0]), right: `calc(100% - ${at(row.ci[1])})` } }),
+      h("span", { class: "control", style: { left: at(rows[control].bleu) } }),
+      h("span", { class: "at", style: { left: at(row.bleu) } })),
+      h("p", { class: "verdict" }, verdictOf(row)))));
+}
+
+function beamChart(place, test) {
+  const beams = [...new Set(test.rows.map((row) => row.beam))].sort((a, b) => a - b);
+  const data = (run) => beams.map((beam) => rowOf(test, run, beam)?.bleu ?? null);
+  chart(place, {
+    title: "BLEU by beam size", runs: DATA.runs.map((_, run) => run),
+    subtitle: "Beam 1 is greedy search. A drop at large beams is the beam search curse.",
+    summary: DATA.runs.map((_, run) =>
+      `${nameOf(run)}: ${beams.map((beam, i) => `${fixed(data(run)[i])} at ${beam}`).join(", ")}`).join(". "),
+    config: () => ({
+      type: "line",
+      data: { labels: beams, datasets: DATA.runs.map((_, run) => line(run, data(run))) },
+      options: options(axis("beam size"), axis("", { grace: "8%" }), {
+        tooltip: { callbacks: { title: ([item]) => `beam ${item.label}` } },
+      }),
+    }),
+  });
+}
+
+function lengthChart(place, test) {
+  const { buckets, counts, bleu } = test.lengths;
+  const labels = buckets.map(([first, last]) => (first === last ? `${first}` : `${first}–${last}`));
+  const numbers = h("table", {},
+    h("thead", {}, h("tr", {}, ["words", "sentences", ...DATA.runs.map((run) => run.label)]
+      .map((text) => h("th", { scope: "col" }, text)))),
+    h("tbody", {}, labels.map((label, i) => h("tr", {}, h("td", {}, label), h("td", {}, grouped(counts[i])),
+      DATA.runs.map((_, run) => h("td", {}, fixed(bleu[run][i])))))));
+  chart(place, {
+    title: "BLEU by length", subtitle: `Words in the reference, beam ${test.beam}.`, numbers,
+    summary: "Its numbers follow.", runs: DATA.runs.map((_, run) => run),
+    config: () => ({
+      type: "bar",
+      data: {
+        labels,
+        datasets: DATA.runs.map((_, run) => ({
+          label: nameOf(run), data: bleu[run], backgroundColor: runColour(run), borderRadius: 3,
+          categoryPercentage: 0.72, barPercentage: 0.9,
+        })),
+      },
+      options: options(axis("words in the reference", { grid: { display: false } }), axis("", { beginAtZero: true }), {
+        tooltip: { callbacks: { title: ([item]) => `${item.label} words, ${grouped(counts[item.dataIndex])} sentences` } },
+      }),
+    }),
+  });
+}
+
+function scoreTable(test) {
+  const number = (title, name, show) => ({ title, value: (row) => row[name], show: (row) => show(row[name]) });
+  const extras = [...new Set(test.rows.flatMap((row) => Object.keys(row.extra)))];
+  const columns = [
+    { title: "System", value: (row) => nameOf(row.run), show: (row) => [dot(row.run), nameOf(row.run)] },
+    number("Beam", "beam", grouped),
+    number("BLEU", "bleu", fixed),
+    { title: "95 % interval", value: (row) => row.ci[0], show: (row) => `${fixed(row.ci[0], 1)} – ${fixed(row.ci[1], 1)}` },
+    { title: "Change", value: (row) => row.change, show: (row) => h("span", { class: row.p_bleu < 0.05 && tone(row.change) }, signed(row.change)) },
+    number("p", "p_bleu", pValue),
+    number("chrF", "chrf", fixed),
+    number("p of chrF", "p_chrf", pValue),
+    ...extras.map((name) => ({ title: name, value: (row) => row.extra[name], show: (row) => fixed(row.extra[name]) })),
+    number("Brevity penalty", "brevity_penalty", (value) => fixed(value, 3)),
+    number("Tokens / s", "tokens_per_second", (value) => grouped(Math.round(value))),
+    { title: "Updates", value: (row) => DATA.runs[row.run].updates, show: (row) => grouped(DATA.runs[row.run].updates) },
+    { title: "Training, min", value: (row) => DATA.runs[row.run].seconds, show: (row) => fixed(DATA.runs[row.run].seconds / 60, 1) },
+    { title: "Checkpoint", value: (row) => row.checkpoint, show: (row) => row.checkpoint.replace(/^checkpoint_|\.pt$/g, "") },
+  ];
+  return sortedTable(columns, test.rows, {
+    caption: `Scores on ${test.title}`, rowClass: (row) => (row.beam === test.beam ? "judged" : null),
+  });
+}
+
+function showTest() {
+  const test = DATA.tests[testNumber];
+  byId("finding").textContent = finding(test);
+  byId("lead").textContent = `On the ${grouped(test.sentences)} sentences of ${test.title}, translated with beam ${test.beam}.`;
+  cards(test);
+  const place = byId("score-charts");
+  clearCharts(place);
+  beamChart(place, test);
+  lengthChart(place, test);
+  byId("score-table").replaceChildren(scoreTable(test));
+  byId("signatures").textContent = `Signatures: ${test.signatures.join("  ·  ")}`;
+}
+
+function showSummary() {
+  byId("eyebrow").textContent = `${DATA.title} · ${DATA.corpus.pair} · ${DATA.made.slice(0, 10)}`;
+  byId("scores-note").textContent = "Detokenised text against the raw reference. Change and p are to the control " +
+    `(${nameOf(control)}) at the same beam; p is how probable so great a difference is between equally good systems. ` +
+    "Intervals are bootstrapped and say how much BLEU hangs on these very sentences.";
+  if (DATA.tests.length > 1) {
+    byId("test-choice").append(segments("Test set", DATA.tests.map((test) => test.title), testNumber, (number) => {
+      testNumber = number;
+      showTest();
+    }));
+  }
+  showTest();
+}

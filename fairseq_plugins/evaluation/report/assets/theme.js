@@ -1,0 +1,29 @@
+// Light, dark or what the system says; charts are told, since they draw pixels.
+const THEMES = [["auto", "◐", "Auto"], ["light", "○", "Light"], ["dark", "●", "Dark"]];
+const themeListeners = [];
+
+function remembered() {
+  try { return localStorage.getItem("report-theme"); } catch { return null; }
+}
+
+function setTheme(name) {
+  const [key, sign, text] = THEMES.find((theme) => theme[0] === name) || THEMES[0];
+  document.documentElement.dataset.theme = key;
+  byId("theme-sign").textContent = sign;
+  byId("theme-name").textContent = text;
+  byId("theme").setAttribute("aria-label", `Colours: ${key === "auto" ? "automatic" : key}`);
+  try { localStorage.setItem("report-theme", key); } catch { /* a page from a file may not */ }
+  themeListeners.forEach((listener) => listener());
+}
+
+byId("theme").addEventListener("click", () => {
+  const now = THEMES.findIndex((theme) => theme[0] === document.documentElement.dataset.theme);
+  setTheme(THEMES[(now + 1) % THEMES.length][0]);
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
+  themeListeners.forEach((listener) => listener()));
+setTheme(remembered() || "auto");
+
+const cssColour = (name) =>
+  getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const runColour = (run) => cssColour(`--s${run % 8}`);

@@ -1,0 +1,302 @@
+"""From run folders to the report."""
+from __future__ import annotations
+
+import datetime
+import logging
+import platform
+import shlex
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Sequence
+
+import fairseq_plugins
+from fairseq_plugins.evaluation.report.assets import render_page
+from fairseq_plugins.evaluation.report.curves import read_curves
+from fairseq_plugins.evaluation.report.runs import (
+    ReportRun,
+    load_runs,
+    references_of,
+    shared_test_sets,
+    short_names,
+)
+from fairseq_plugins.evaluation.report.samples import (
+    chosen_sentences,
+    score_sentences,
+)
+from fairseq_plugins.evaluation.report.scores import (
+    KnownTests,
+    bleu_by_length,
+    headline_beam,
+    length_buckets,
+    score_rows,
+)
+from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.pipeline.files import read_lines, write_atomically
+from fairseq_plugins.pipeline.run_folder import RunFolder
+
+__all__ = ["ReportOptions", "collect", "write_report"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What the report shows.
+
+    Attributes:
+        subset: test set of the translations and the explorer, by fairseq's name or by
+            title; the first that all runs share if not given.
+        checkpoint, lenpen: whose scores; see :func:`load_runs`.
+        samples: number of sentences shown side by side.
+        explore: number of sentences in the beam explorer, 0 for none.
+        explore_beam: beam size of the explorer; that of the comparison if not given.
+        seed: of the sentences that are drawn.
+        title: of the page.
+    """
+
+    subset: str | None = None
+    checkpoint: str | None = None
+    lenpen: float = 1.0
+    samples: int = 200
+    explore: int = 20
+    explore_beam: int | None = None
+    seed: int = 1
+    title: str | None = None
+
+
+def write_report(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    command: Sequence[str] = (),
+    options: ReportOptions = ReportOptions(),
+) -> Path:
+    """Write one self-contained page about evaluated runs, the control first.
+
+    Raises:
+        UserError: a run is missing or not evaluated, or they cannot be compared.
+    """
+    if out.is_dir():
+        raise UserError(f"`{out}` must be a file such as report.html, but is a folder.")
+    data = collect(runs, command=command, options=options)
+    with write_atomically(out) as stream:
+        stream.write(render_page(data, title=data["title"]))
+    logger.info("%s: %.1f MB", out, out.stat().st_size / 1e6)
+    return out
+
+
+def collect(
+    paths: Sequence[Path],
+    *,
+    command: Sequence[str] = (),
+    options: ReportOptions = ReportOptions(),
+) -> dict[str, Any]:
+    """Return all that the page shows, ready for JSON; arguments as above."""
+    runs = load_runs(paths, checkpoint=options.checkpoint, lenpen=options.lenpen)
+    subsets = shared_test_sets(runs)
+    shown = _shown_subset(runs, subsets, options.subset)
+    beam = headline_beam(runs, shown)
+    known = KnownTests()
+    tests = [_test_set(runs, subset, known) for subset in subsets]
+    sentences = _Sentences.read(runs, shown, beam)
+    corpus = runs[0].corpus
+    pair = f"{corpus.source_lang}–{corpus.target_lang}"
+    return {
+        "title": options.title or f"{corpus.recipe}: {len(runs)} systems compared",
+        "made": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
+        "corpus": {"recipe": corpus.recipe, "pair": pair},
+        "languages": [corpus.source_lang, corpus.target_lang],
+        "runs": [
+            {"label": label, **_run(run, shown)}
+            for run, label in zip(runs, short_names([run.name for run in runs]))
+        ],
+        "tests": tests,
+        "shown": subsets.index(shown),
+        "samples": sentences.samples(options),
+        "explorer": _explorer(runs, shown, sentences, beam, options),
+        "command": shlex.join(command),
+        "versions": _versions(),
+    }
+
+
+def _shown_subset(
+    runs: Sequence[ReportRun], subsets: Sequence[str], wanted: str | None
+) -> str:
+    if wanted is None:
+        return subsets[0]
+    subset, _ = runs[0].corpus.subset(wanted)
+    if subset not in subsets:
+        raise UserError(
+            f"not all runs have scores on `{wanted}`, only on {', '.join(subsets)}."
+        )
+    return subset
+
+
+def _run(run: ReportRun, subset: str) -> dict[str, Any]:
+    row = next(iter(run.scores[subset].values())).row
+    return {
+        "name": run.name,
+        "path": str(run.path),
+        "config": {key: str(value) for key, value in run.config.items()},
+        "command": run.command,
+        "updates": run.finished.get("updates"),
+        "seconds": run.finished.get("seconds"),
+        "checkpoint": row["checkpoint"],
+        "checkpoint_sha256": row.get("checkpoint_sha256"),
+        "curves": {
+            name: [list(points), [round(value, 5) for value in points.values()]]
+            for name, points in read_curves(RunFolder(run.path).log).items()
+        },
+    }
+
+
+def _test_set(
+    runs: Sequence[ReportRun], subset: str, known: KnownTests
+) -> dict[str, Any]:
+    title = runs[0].corpus.subsets[subset].title
+    references = references_of(runs[0], subset)
+    logger.info("%s: scores of %d sentences", title, len(references))
+    rows = score_rows(runs, subset, references, known)
+    beam = headline_beam(runs, subset)
+    buckets = length_buckets(references)
+    return {
+        "subset": subset,
+        "title": title,
+        "sentences": len(references),
+        "beam": beam,
+        "rows": rows,
+        "signatures": sorted(
+            {
+                row[key]
+                for row in rows
+                for key in ("bleu_signature", "chrf_signature", "signature")
+                if key in row
+            }
+        ),
+        "lengths": {
+            "buckets": buckets,
+            "counts": [
+                sum(first <= len(line.split()) <= last for line in references)
+                for first, last in buckets
+            ],
+            "bleu": [
+                bleu_by_length(run.scores[subset][beam].hypotheses, references, buckets)
+                for run in runs
+            ],
+        },
+    }
+
+
+@dataclass(frozen=True)
+class _Sentences:
+    """All sentences of the test set that is shown, with scores for every system."""
+
+    sources: list[str]
+    references: list[str]
+    hypotheses: list[list[str]]
+    bleu: list[list[float]]
+    chrf: list[list[float]]
+    beam: int
+
+    @classmethod
+    def read(cls, runs: Sequence[ReportRun], subset: str, beam: int) -> _Sentences:
+        references = references_of(runs[0], subset)
+        hypotheses = [run.scores[subset][beam].hypotheses for run in runs]
+        scores = [score_sentences(lines, references) for lines in hypotheses]
+        return cls(
+            sources=read_lines(runs[0].corpus.subsets[subset].source),
+            references=references,
+            hypotheses=hypotheses,
+            bleu=[each.bleu for each in scores],
+            chrf=[each.chrf for each in scores],
+            beam=beam,
+        )
+
+    def changes(self) -> list[float]:
+        """Return how much the last system changed chrF against the control.
+
+        A sentence's BLEU is zero too often to say much.
+        """
+        return [ours - base for base, ours in zip(self.chrf[0], self.chrf[-1])]
+
+    def samples(self, options: ReportOptions) -> dict[str, Any]:
+        chosen = chosen_sentences(self.changes(), options.samples, seed=options.seed)
+        return {
+            "beam": self.beam,
+            "total": len(self.references),
+            "sentences": [
+                {
+                    "number": number,
+                    "source": self.sources[number],
+                    "reference": self.references[number],
+                    "hypotheses": [lines[number] for lines in self.hypotheses],
+                    "bleu": [round(scores[number], 1) for scores in self.bleu],
+                    "chrf": [round(scores[number], 1) for scores in self.chrf],
+                }
+                for number in chosen
+            ],
+        }
+
+
+def _explorer(
+    runs: Sequence[ReportRun],
+    subset: str,
+    sentences: _Sentences,
+    beam: int,
+    options: ReportOptions,
+) -> dict[str, Any] | None:
+    if not options.explore:
+        return None
+    # They take seconds to import, and a report without the explorer needs neither.
+    from fairseq_plugins.evaluation.report.explorer import epsilons_of, explored
+    from fairseq_plugins.evaluation.report.search import trace_searches
+
+    beam_size = options.explore_beam or max(2, beam)
+    chosen = chosen_sentences(
+        sentences.changes(), options.explore, seed=options.seed
+    )
+    searches = []
+    for run in runs:
+        logger.info("%s: searching %d sentences again", run.name, len(chosen))
+        traced = trace_searches(
+            run.checkpoint(subset),
+            run.corpus.bin_dir,
+            languages=(run.corpus.source_lang, run.corpus.target_lang),
+            subset=subset,
+            sentences=chosen,
+            beam_size=beam_size,
+        )
+        epsilons = epsilons_of(run.config)
+        searches.append(
+            [
+                explored(each, lenpen=options.lenpen, epsilons=epsilons)
+                for each in traced
+            ]
+        )
+    return {
+        "beam": beam_size,
+        "sentences": [
+            {
+                "number": number,
+                "source": sentences.sources[number],
+                "reference": sentences.references[number],
+                "change": round(sentences.changes()[number], 1),
+            }
+            for number in chosen
+        ],
+        "searches": searches,
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {
+        "fairseq-soft-topk": fairseq_plugins.__version__,
+        "Python": platform.python_version(),
+    }
+    for package in ("torch", "fairseq-fixed", "sacrebleu", "sentencepiece"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,256 @@
+"""What a run folder holds that a report shows."""
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Iterable, Sequence
+
+from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.pipeline.files import read_json, read_lines, sha256_of
+from fairseq_plugins.pipeline.manifest import PreparedCorpus
+from fairseq_plugins.pipeline.run_folder import RunFolder
+from fairseq_plugins.pipeline.training_config import Config
+
+__all__ = [
+    "Evaluated",
+    "ReportRun",
+    "load_runs",
+    "references_of",
+    "shared_test_sets",
+    "short_names",
+]
+
+Row = dict[str, Any]
+
+# A row of scores.json without these was not written by scripts/evaluate.py.
+_NEEDED = (
+    "subset", "title", "checkpoint", "lenpen", "beam", "hypotheses", "reference_sha256",
+    "bleu", "bleu_signature", "chrf", "chrf_signature",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation of a run: a row of ``scores.json`` and its translations."""
+
+    row: Row
+    hypotheses: list[str]
+
+    @property
+    def beam(self) -> int:
+        return int(self.row["beam"])
+
+
+@dataclass(frozen=True)
+class ReportRun:
+    """A run of the report.
+
+    Attributes:
+        name: what the page calls it; no two runs of a report share it.
+        path: the run folder.
+        config: what it was trained by.
+        command: its ``fairseq-train`` command, empty if it is not there.
+        finished: ``updates`` and ``seconds``, empty while it is not finished.
+        corpus: what it was trained on.
+        scores: by fairseq's name of the test set, and for that by beam.
+    """
+
+    name: str
+    path: Path
+    config: Config
+    command: str
+    finished: dict[str, Any]
+    corpus: PreparedCorpus
+    scores: dict[str, dict[int, Evaluated]] = field(default_factory=dict)
+
+    def checkpoint(self, subset: str) -> Path:
+        """Return the checkpoint behind the scores of a test set.
+
+        Raises:
+            UserError: it is no longer there.
+        """
+        name = next(iter(self.scores[subset].values())).row["checkpoint"]
+        path = RunFolder(self.path).checkpoints / name
+        if not path.is_file():
+            raise UserError(
+                f"`{path}` does not exist, but `{self.path}` was evaluated by it. Give "
+                "--explore 0 for a report without the beam explorer."
+            )
+        return path
+
+
+def load_runs(
+    paths: Sequence[Path], *, checkpoint: str | None = None, lenpen: float = 1.0
+) -> list[ReportRun]:
+    """Read the runs of a report.
+
+    Args:
+        paths: run folders, the control first.
+        checkpoint: ``best``, ``last`` or a file's name: whose scores to show. If not
+            given, the one with the most scores for a test set, and of equals the best.
+        lenpen: whose scores to show.
+
+    Raises:
+        UserError: a folder is given twice, is no run folder, or has no such scores.
+    """
+    folders = [path.expanduser().resolve() for path in paths]
+    for path, count in Counter(folders).items():
+        if count > 1:
+            raise UserError(f"`{path}` is given {count} times; give each run once.")
+    names = _names(folders)
+    return [
+        _load(path, name, checkpoint=checkpoint, lenpen=lenpen)
+        for path, name in zip(folders, names)
+    ]
+
+
+def shared_test_sets(runs: Sequence[ReportRun]) -> list[str]:
+    """Return the test sets that all runs were scored on, in the corpus' order.
+
+    Raises:
+        UserError: there is none, or the runs mean different texts by one name.
+    """
+    shared = set.intersection(*(set(run.scores) for run in runs))
+    if not shared:
+        listed = "; ".join(
+            f"`{run.name}`: {', '.join(sorted(run.scores))}" for run in runs
+        )
+        raise UserError(
+            f"the runs of a report must share a test set, but do not: {listed}. "
+            "Evaluate them by scripts/compare.py."
+        )
+    for subset in shared:
+        _check_same_references(runs, subset)
+    # Validation data that a model was chosen on is no test, and comes last.
+    return sorted(shared, key=lambda name: (name == "valid", len(name), name))
+
+
+def references_of(run: ReportRun, subset: str) -> list[str]:
+    """Return the text that the scores belong to.
+
+    Raises:
+        UserError: it has changed since.
+    """
+    path = run.corpus.subsets[subset].target
+    row = next(iter(run.scores[subset].values())).row
+    if not path.is_file() or sha256_of(path) != row["reference_sha256"]:
+        raise UserError(
+            f"`{path}` has changed since `{run.path}` was evaluated: evaluate anew."
+        )
+    return read_lines(path)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return names without the words that all of them begin with.
+
+    Example:
+        ``de-en_lstm_control`` and ``de-en_lstm_soft`` are ``control`` and ``soft``.
+    """
+    words = [re.split(r"(?<=[_/.-])", name) for name in names]
+    shared = 0
+    if len(names) > 1:
+        fewest = min(map(len, words))
+        while shared < fewest - 1 and len({each[shared] for each in words}) == 1:
+            shared += 1
+    return ["".join(each[shared:]) for each in words]
+
+
+def _load(path: Path, name: str, *, checkpoint: str | None, lenpen: float) -> ReportRun:
+    folder = RunFolder(path)
+    config = folder.read_config()
+    run = ReportRun(
+        name=name,
+        path=path,
+        config=config,
+        command=_text(path / "command.txt"),
+        finished=_optional_json(path / "finished.json"),
+        corpus=PreparedCorpus.load(Path(config["data"])),
+    )
+    rows = _rows(path)
+    for subset in dict.fromkeys(row["subset"] for row in rows):
+        here = [row for row in rows if row["subset"] == subset]
+        chosen = _chosen([row for row in here if row["lenpen"] == lenpen], checkpoint)
+        if chosen:
+            run.scores[subset] = {row["beam"]: _evaluated(path, row) for row in chosen}
+    if not run.scores:
+        which = f" of checkpoint `{checkpoint}`" if checkpoint else ""
+        raise UserError(f"`{path}` has no scores{which} with lenpen {lenpen:g}.")
+    return run
+
+
+def _rows(path: Path) -> list[Row]:
+    scores = path / "eval" / "scores.json"
+    if not scores.is_file():
+        raise UserError(
+            f"`{path}` has no scores yet: run scripts/evaluate.py {path} first."
+        )
+    rows = read_json(scores)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"`{scores}` must be a list of scores.")
+    for row in rows:
+        missing = [key for key in _NEEDED if key not in row]
+        if missing:
+            raise UserError(
+                f"`{scores}` must give `{missing[0]}` in every row, but one lacks it: "
+                "evaluate anew."
+            )
+    return rows
+
+
+def _chosen(rows: Iterable[Row], checkpoint: str | None) -> list[Row]:
+    """Return the rows of one checkpoint, by beam."""
+    by_checkpoint: dict[str, list[Row]] = {}
+    for row in rows:
+        by_checkpoint.setdefault(row["checkpoint"], []).append(row)
+    if checkpoint:
+        name = {"best": "checkpoint_best.pt", "last": "checkpoint_last.pt"}
+        found = by_checkpoint.get(name.get(checkpoint, checkpoint), [])
+    else:
+        order = sorted(
+            by_checkpoint, key=lambda name: (-len(by_checkpoint[name]), name)
+        )
+        found = by_checkpoint[order[0]] if order else []
+    return sorted(found, key=lambda row: int(row["beam"]))
+
+
+def _evaluated(path: Path, row: Row) -> Evaluated:
+    hypotheses = read_lines(path / "eval" / row["hypotheses"])
+    if len(hypotheses) != row.get("sentences", len(hypotheses)):
+        raise UserError(
+            f"`{path / 'eval' / row['hypotheses']}` has {len(hypotheses):,} lines, but "
+            f"scores.json says {row['sentences']:,}: evaluate anew."
+        )
+    return Evaluated(row, hypotheses)
+
+
+def _check_same_references(runs: Sequence[ReportRun], subset: str) -> None:
+    first = runs[0]
+    for run in runs:
+        for evaluated in run.scores[subset].values():
+            ours = next(iter(first.scores[subset].values()))
+            if evaluated.row["reference_sha256"] != ours.row["reference_sha256"]:
+                raise UserError(
+                    f"`{run.path}` and `{first.path}` were scored on different texts "
+                    f"that both call `{subset}`."
+                )
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return the last parts of the paths, as many as make them different."""
+    for depth in range(1, max(len(path.parts) for path in folders) + 1):
+        names = [os.path.join(*path.parts[-depth:]) for path in folders]
+        if len(set(names)) == len(names):
+            return names
+    raise AssertionError("different paths must have different names")
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    found = read_json(path) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}

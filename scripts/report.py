@@ -1,0 +1,88 @@
+"""Write one page about some runs: scores, curves, translations, and their beams.
+
+    python scripts/report.py CONTROL RUN [RUN ...] -o report.html
+
+The runs are folders that scripts/evaluate.py or scripts/compare.py has evaluated; the
+first one is what the others are compared with. The page is one file that needs no
+network. p is as in scripts/compare.py and is kept in RUN/eval/report.json.
+"""
+from __future__ import annotations
+
+import _environment
+
+_environment.ensure()
+
+import argparse  # noqa: E402
+import logging  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Callable  # noqa: E402
+
+from fairseq_plugins.evaluation.report.build import (  # noqa: E402
+    ReportOptions,
+    write_report,
+)
+from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
+
+
+def main() -> int:
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("fairseq_plugins").setLevel(logging.INFO)
+    arguments = _parse_arguments()
+    out = write_report(
+        arguments.runs,
+        arguments.out,
+        command=["python", "scripts/report.py", *sys.argv[1:]],
+        options=ReportOptions(
+            subset=arguments.subset,
+            checkpoint=arguments.checkpoint,
+            lenpen=arguments.lenpen,
+            samples=arguments.samples,
+            explore=arguments.explore,
+            explore_beam=arguments.explore_beam,
+            seed=arguments.seed,
+            title=arguments.title,
+        ),
+    )
+    print(out)
+    return 0
+
+
+def _parse_arguments() -> argparse.Namespace:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("runs", type=Path, nargs="+", metavar="RUN")
+    add("-o", "--out", type=Path, default=Path("report.html"), metavar="FILE",
+        help="the page (default: report.html)")  # fmt: skip
+    add("--subset", help="test set of translations and explorer (default: the first)")
+    add("--checkpoint", metavar="WHICH",
+        help="scores of best, last or a file (default: with most scores)")  # fmt: skip
+    add("--lenpen", type=float, default=1.0, metavar="X",
+        help="scores with this exponent of the length (default: 1)")  # fmt: skip
+    add("--samples", type=_count(1), default=200, metavar="N",
+        help="sentences side by side (default: 200)")  # fmt: skip
+    add("--explore", type=_count(0), default=20, metavar="N",
+        help="sentences in the beam explorer, 0 for none (default: 20)")  # fmt: skip
+    add("--explore-beam", type=_count(2), metavar="K",
+        help="beam size of the explorer (default: that of the comparison)")  # fmt: skip
+    add("--seed", type=int, default=1,
+        help="of the sentences that are drawn (default: 1)")  # fmt: skip
+    add("--title", help="of the page")
+    return parser.parse_args()
+
+
+def _count(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be {least} or more, but is {value}")
+        return value
+
+    return parse
+
+
+if __name__ == "__main__":
+    run_command_line(main)

@@ -1,0 +1,263 @@
+"""scripts/report.py on a real, tiny run, and its page in a real browser."""
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+from test_evaluate_script import CONFIG, MAX_POSITIONS, ROOT, SIZES, prepare, python
+
+SYSTEMS = ("control", "other")
+HOSTILE = "</script><img src=x onerror=alert(1)> <!-- <script>"
+# Chromium as root, without looking for its maker's servers.
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+def report(*args: object) -> subprocess.CompletedProcess:
+    return python(ROOT / "scripts" / "report.py", *args)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two tiny runs, scored on a test set with a hostile sentence in it."""
+    folder = tmp_path_factory.mktemp("report")
+    corpus = folder / "corpus"
+    prepare(corpus)
+    for side in ("xx", "yy"):
+        path = corpus / f"test.{side}"
+        lines = path.read_text(encoding="utf-8").split("\n")
+        lines[3] = HOSTILE
+        path.write_text("\n".join(lines), encoding="utf-8")
+    config = folder / "config.yaml"
+    text = CONFIG.format(positions=MAX_POSITIONS).replace("max_update: 2", "")
+    config.write_text(f"{text}log_format: simple\nlog_interval: 1\n")
+
+    def make(name: str, updates: int) -> Path:
+        run, data = folder / name, f"data={corpus}"
+        steps = f"max_update={updates}"
+        train, evaluate = (ROOT / "scripts" / f"{x}.py" for x in ("train", "evaluate"))
+        for command in (
+            [train, config, f"run={run}", data, steps],
+            [evaluate, run, "--beam", 1, 3],
+        ):
+            made = python(*command)
+            assert made.returncode == 0, made.stdout + made.stderr
+        return run
+
+    with ThreadPoolExecutor() as side_by_side:
+        return list(side_by_side.map(make, SYSTEMS, (2, 4)))
+
+
+@pytest.fixture(scope="module")
+def page(runs: list[Path]) -> Path:
+    out = runs[0].parent / "report.html"
+    made = report(*runs, "-o", out, "--explore", 5)
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert made.stdout.strip() == str(out)
+    return out
+
+
+def data_of(page: Path) -> Any:
+    text = page.read_text(encoding="utf-8")
+    found = re.search(r'id="data">(.*?)</script>', text, flags=re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def test_the_page_has_the_scores_and_the_searches_of_the_runs(page, runs):
+    data = data_of(page)
+    scores = json.loads((runs[1] / "eval" / "scores.json").read_text())
+    rows = [row for row in data["tests"][0]["rows"] if row["run"] == 1]
+    assert [row["bleu"] for row in rows] == [row["bleu"] for row in scores]
+    assert all(0 <= row["p_bleu"] <= 1 for row in rows)
+    assert all(row["ci"][0] <= row["ci"][1] for row in rows)
+    assert len(data["samples"]["sentences"]) == SIZES["test"]
+    assert data["samples"]["sentences"][3]["source"] == HOSTILE
+    searches = data["explorer"]["searches"]
+    assert [len(each) for each in searches] == [5, 5]
+    # What our search finds first is what fairseq-generate gave, detokenised.
+    numbers = [each["number"] for each in data["explorer"]["sentences"]]
+    for run, found in enumerate(searches):
+        hypotheses = (runs[run] / "eval" / "test.beam3.hyp.txt").read_text().split("\n")
+        for number, search in zip(numbers, found):
+            text = "".join(search["finished"][0]["pieces"]).replace("▁", " ").strip()
+            assert text == hypotheses[number].strip()
+
+
+def test_memberships_sum_to_the_beam_and_shares_to_one_in_each_slot(page):
+    for search in data_of(page)["explorer"]["searches"][1]:
+        for step in search["steps"]:
+            scores = [candidate[2] for candidate in step["candidates"]]
+            assert scores == sorted(scores, reverse=True)
+            if len(scores) < search["beam"]:
+                continue
+            for members, shares in zip(step["members"], step["shares"]):
+                # Percents are rounded one by one.
+                assert sum(members) == pytest.approx(100 * search["beam"], abs=12)
+                for slot in zip(*shares):
+                    assert sum(slot) == pytest.approx(100, abs=12)
+
+
+def test_a_second_report_tests_nothing_again(page, runs, tmp_path):
+    made = report(*runs, "-o", tmp_path / "again.html", "--explore", 0)
+    assert made.returncode == 0 and "significance" not in made.stderr
+    assert data_of(tmp_path / "again.html")["tests"] == data_of(page)["tests"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["nowhere"], "must be a run folder of scripts/train.py"),
+        (["nowhere", "--explore-beam", "1"], "must be 2 or more, but is 1"),
+    ],
+)
+def test_a_mistake_is_answered_in_a_sentence(args, message):
+    made = report(*args)
+    assert made.returncode == 2 and message in made.stderr
+    assert "Traceback" not in made.stderr
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if importlib.util.find_spec("playwright") is None:
+        pytest.skip("needs the Python package playwright")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Chromium (Debian: chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, page: Path) -> Iterator[Any]:
+    """Open the page; whatever it says on the console is an error."""
+    opened, said = [], []
+
+    def opening(*, width: int = 1000, scheme: str = "light") -> Any:
+        tab = browser.new_page(
+            viewport={"width": width, "height": 800}, color_scheme=scheme
+        )
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("dialog", lambda dialog: said.append(f"dialog {dialog.message}"))
+        tab.on("request", lambda request: said.append(f"request {request.url}")
+               if not request.url.startswith(("file:", "data:")) else None)  # fmt: skip
+        tab.goto(page.as_uri())
+        tab.wait_for_selector("html[data-ready=true]", state="attached")
+        opened.append(tab)
+        return tab
+
+    yield opening
+    for tab in opened:
+        tab.close()
+    assert said == []
+
+
+def test_hostile_sentences_are_shown_as_they_are(open_page):
+    tab = open_page()
+    tab.select_option("#sample-controls select >> nth=2", "corpus")
+    shown = tab.locator('.sample[data-number="3"] .source p').text_content()
+    assert shown == HOSTILE
+    assert tab.locator("img").count() == 0
+
+
+def test_the_table_sorts_by_a_heading_and_by_keyboard(open_page):
+    tab = open_page()
+    column = "#score-table tbody td:nth-child(3)"
+    heading = tab.locator("#score-table thead th:nth-child(3)")
+    heading.locator("button").focus()
+    tab.keyboard.press("Enter")
+    falling = [float(text) for text in tab.locator(column).all_text_contents()]
+    assert heading.get_attribute("aria-sort") == "descending"
+    tab.keyboard.press("Enter")
+    rising = [float(text) for text in tab.locator(column).all_text_contents()]
+    assert falling == sorted(falling, reverse=True) and rising == sorted(falling)
+    assert len(rising) == 4
+
+
+def test_samples_sort_by_change_and_can_be_searched(open_page):
+    tab = open_page()
+    tab.select_option("#sample-controls select >> nth=2", "gain")
+    cards = tab.locator(".sample")
+    gains = [float(card.get_attribute("data-change")) for card in cards.all()]
+    assert gains == sorted(gains, reverse=True)
+    tab.fill("#sample-controls input", "onerror")
+    assert cards.count() == 1
+
+
+def test_a_sentence_opens_in_the_explorer_and_keys_walk_its_tree(open_page):
+    tab = open_page()
+    button = tab.locator(".sentences button").nth(2)
+    button.focus()
+    tab.keyboard.press("Enter")
+    assert button.get_attribute("aria-current") == "true"
+    assert "eference" in tab.locator("#fate").text_content()
+    assert tab.locator(".tree .node").count() > 3
+    assert tab.locator(".tree .cell").count() > 10
+    tab.locator("#step-range").fill("1")
+    assert tab.locator("#step-name").text_content().startswith("Step 1 of")
+    tab.locator("#tree").focus()
+    for key in ("ArrowLeft", "ArrowRight", "ArrowDown"):
+        tab.keyboard.press(key)
+    assert tab.locator(".tree .node.chosen").count() == 1
+    assert "nats" in tab.locator("#said").text_content()
+    assert tab.locator("#candidates tbody tr").count() >= 3
+    assert "false" not in tab.locator("#candidates").text_content()
+
+
+@pytest.mark.parametrize("width", [390, 1000])
+def test_nothing_is_wider_than_the_window(open_page, width):
+    tab = open_page(width=width)
+    tab.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+
+
+CONTRAST = """() => {
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => {
+    const part = (v) =>
+      (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    return 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
+  };
+  const behind = (element) => {
+    const layers = [];
+    for (let e = element; e; e = e.parentElement) {
+      layers.push(rgb(getComputedStyle(e).backgroundColor));
+    }
+    return layers.reverse().reduce((under, [r, g, b, a = 1]) =>
+      [r, g, b].map((v, i) => a * v + (1 - a) * under[i]), [255, 255, 255]);
+  };
+  let worst = [99, ""];
+  for (const e of document.querySelectorAll("main *, nav a")) {
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    if (!own || e.disabled || !e.getClientRects().length) continue;
+    if (e.closest("svg, .hidden, [aria-hidden]")) continue;
+    const a = light(rgb(getComputedStyle(e).color)), b = light(behind(e));
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    const where = `${e.tagName}.${e.className}: ${e.textContent.slice(0, 40)}`;
+    if (ratio < worst[0]) worst = [ratio, where];
+  }
+  return worst;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_has_the_contrast_of_wcag_aa(open_page, scheme):
+    tab = open_page(scheme=scheme)
+    ratio, where = tab.evaluate(CONTRAST)
+    assert ratio >= 4.5, where
+    ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", ground))) < 200) == (scheme == "dark")
