@@ -7,134 +7,22 @@ what the numbers stand for, and how often each piece occurs.
 from __future__ import annotations
 
 import functools
-import itertools
 import json
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, NamedTuple, Protocol
+from typing import Iterable
 
 import numpy as np
 
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import read_json, write_atomically
+from fairseq_plugins.pipeline.piece_encoders import EncodedBlock, PieceEncoder
 from fairseq_plugins.pipeline.workers import Block, blocks_of, in_order, read_block
 
-__all__ = [
-    "ENDINGS",
-    "EncodedBlock",
-    "EncodedText",
-    "PieceEncoder",
-    "SentencePieces",
-    "Words",
-    "encode",
-    "fairseq_tokens",
-]
+__all__ = ["ENDINGS", "EncodedText", "encode"]
 
 ENDINGS = (".ids", ".lengths", ".pieces")
-_SPACES = re.compile(r"\s+")
-
-
-def fairseq_tokens(line: str) -> list[str]:
-    """Split a line as ``fairseq.tokenizer.tokenize_line`` does."""
-    return _SPACES.sub(" ", line).strip().split()
-
-
-class EncodedBlock(NamedTuple):
-    """Numbers below the size of the encoder's own list stand for that piece, and the
-    others, in their order, for the block's own ``extra`` pieces."""
-
-    ids: np.ndarray
-    lengths: np.ndarray
-    extra: list[str]
-
-
-class PieceEncoder(Protocol):
-    """Splits lines into pieces; made anew in each worker process by ``load``."""
-
-    def load(self) -> None: ...
-
-    def pieces(self) -> list[str]: ...
-
-    def encode(self, lines: list[str]) -> EncodedBlock: ...
-
-
-class SentencePieces:
-    """The pieces of a SentencePiece model.
-
-    What the model does not know stands in the text as it is, so that fairseq sees it as
-    a word; it becomes an extra piece.
-    """
-
-    def __init__(self, model: Path) -> None:
-        self._model = model
-
-    def load(self) -> None:
-        import sentencepiece
-
-        self._processor = sentencepiece.SentencePieceProcessor(
-            model_file=str(self._model)
-        )
-        odd = [
-            number
-            for number, piece in enumerate(self.pieces())
-            if fairseq_tokens(piece) != [piece]
-        ]
-        self._by_text = np.zeros(len(self._processor), bool)
-        self._by_text[[self._processor.unk_id(), *odd]] = True
-
-    def pieces(self) -> list[str]:
-        number_of_pieces = len(self._processor)
-        return [self._processor.id_to_piece(i) for i in range(number_of_pieces)]
-
-    def encode(self, lines: list[str]) -> EncodedBlock:
-        split = self._processor.encode(lines, num_threads=1)
-        ids, lengths = _flat(split)
-        extra: dict[str, int] = {}
-        places = np.flatnonzero(self._by_text[ids])
-        if places.size:
-            ends = np.cumsum(lengths)
-            for number in np.unique(np.searchsorted(ends, places, side="right")):
-                split[number] = self._from_text(lines[number], extra)
-            ids, lengths = _flat(split)
-        return EncodedBlock(ids, lengths, list(extra))
-
-    def _from_text(self, line: str, extra: dict[str, int]) -> list[int]:
-        text = " ".join(self._processor.encode(line, out_type=str))
-        known = len(self._processor)
-        ids = []
-        for token in fairseq_tokens(text):
-            number = self._processor.piece_to_id(token)
-            if number == self._processor.unk_id() or self._by_text[number]:
-                number = known + extra.setdefault(token, len(extra))
-            ids.append(number)
-        return ids
-
-
-class Words:
-    """Text that is split already: its tokens are the pieces."""
-
-    def load(self) -> None:
-        pass
-
-    def pieces(self) -> list[str]:
-        return []
-
-    def encode(self, lines: list[str]) -> EncodedBlock:
-        extra: dict[str, int] = {}
-        split = [
-            [extra.setdefault(token, len(extra)) for token in fairseq_tokens(line)]
-            for line in lines
-        ]
-        return EncodedBlock(*_flat(split), list(extra))
-
-
-def _flat(split: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    lengths = np.fromiter(map(len, split), np.int32, len(split))
-    total = int(lengths.sum(dtype=np.int64))
-    ids = np.fromiter(itertools.chain.from_iterable(split), np.int32, total)
-    return ids, lengths
 
 
 def encode(

@@ -38,9 +38,8 @@ def _removals() -> Mapping[int, str | None]:
 
 
 _REMOVED = _removals()
-_UNCLEAN = re.compile(
-    "[" + re.escape("".join(map(chr, _REMOVED))) + "]|  |^ | $|\ufeff"
-)
+_UNCLEAN = re.compile("[" + re.escape("".join(map(chr, _REMOVED))) + "]")
+_NO_LETTERS = re.compile(r"[\W\d_]+")
 
 
 def normalised(line: str) -> str:
@@ -51,8 +50,9 @@ def normalised(line: str) -> str:
     """
     if not line.isascii():
         line = unicodedata.normalize("NFC", line)
-    if _UNCLEAN.search(line):
+    if not line.isprintable() and _UNCLEAN.search(line):
         line = line.translate(_REMOVED)
+    if "  " in line or line[:1] == " " or line[-1:] == " ":
         line = " ".join(word for word in line.split(" ") if word)
     return line
 
@@ -81,7 +81,8 @@ class PairFilter:
                 word.search(source) or word.search(target)))  # fmt: skip
         if letters is not None:
             self._add("few_letters", lambda source, target: (
-                _letters(source) < letters or _letters(target) < letters))  # fmt: skip
+                _lacks_letters(source, letters) or _lacks_letters(target, letters)
+            ))  # fmt: skip
         if cleaning.drop_copies:
             self._add("copy", lambda source, target: source == target)
         self.names = [name for name, _ in self._rules]
@@ -110,12 +111,10 @@ def _is_lopsided(fewest: int, most: int, ratio: float) -> bool:
     return most + 1 > ratio * (fewest + 1)
 
 
-def _letters(line: str) -> float:
-    """Return the share of letters and marks among the characters but spaces."""
-    shown = "".join(line.split())
-    if shown.isalpha():
-        return 1.0
-    letters = sum(map(str.isalpha, shown))
-    if not shown.isascii():
-        letters += sum(unicodedata.category(char)[0] == "M" for char in shown)
-    return letters / len(shown)
+def _lacks_letters(line: str, least: float) -> bool:
+    """Tell whether letters and marks are a smaller share of what is not space."""
+    if len(_NO_LETTERS.sub("", line)) >= least * (len(line) - line.count(" ")):
+        return False
+    # Some scripts spell with marks that are no letters to a regular expression.
+    kinds = [unicodedata.category(char)[0] for char in line if not char.isspace()]
+    return kinds.count("L") + kinds.count("M") < least * len(kinds)

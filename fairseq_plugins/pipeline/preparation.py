@@ -20,6 +20,7 @@ from fairseq_plugins.pipeline.extraction import extract
 from fairseq_plugins.pipeline.fetch import check, fetch
 from fairseq_plugins.pipeline.output_folder import claimed
 from fairseq_plugins.pipeline.parallel_text import PlainPart
+from fairseq_plugins.pipeline.piece_encoders import SentencePieces
 from fairseq_plugins.pipeline.recipe import Part, Recipe
 from fairseq_plugins.pipeline.sources import Located, LocatedPart, locate
 from fairseq_plugins.pipeline.stages import Stage, Workshop
@@ -224,11 +225,14 @@ class _Plan:
 
     def _encode_stage(self, subset: str) -> Stage:
         texts, prefixes = self._files("raw", subset), self._files("ids", subset)
+        encoder = SentencePieces(
+            self._folder / _MODEL, by_word=self._recipe.subwords.model_type == "bpe"
+        )
 
         def run() -> dict[str, Any]:
             return {
                 f"{language}_pieces": encoding.encode(
-                    encoding.SentencePieces(self._folder / _MODEL),
+                    encoder,
                     self._folder / text,
                     self._folder / prefix,
                     workers=self._workers,
