@@ -57,10 +57,10 @@ def main() -> None:
             name: stage["counts"] for name, stage in manifest["stages"].items()
         }
         _save(result, arguments.json)
+        result["against"] = _against(corpus, Path(scratch) / "against", workers)
+        _save(result, arguments.json)
         result["growth"] = _growth(corpus, Path(scratch) / "growth", workers)
         result["projection"] = _projection(result)
-        _save(result, arguments.json)
-        result["against"] = _against(corpus, Path(scratch) / "against", workers)
         result["load_after"] = os.getloadavg()
         _save(result, arguments.json)
     json.dump(result, sys.stdout, indent=2)
@@ -98,7 +98,8 @@ def _set_up(corpus: Path, folder: Path, size: float = 1.0) -> int:
         lines = (corpus / "raw" / f"train.{language}").read_bytes().splitlines(True)
         pairs = round(size * len(lines))
         with open(folder / f"train.{language}", "wb") as out:
-            for number, line in enumerate(itertools.islice(itertools.cycle(lines), pairs)):
+            endless = itertools.cycle(lines)
+            for number, line in enumerate(itertools.islice(endless, pairs)):
                 copy = number // len(lines)
                 # Marked, so that a copy is no duplicate.
                 out.write(line if not copy else b"%d " % copy + line)

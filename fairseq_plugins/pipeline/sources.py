@@ -99,15 +99,16 @@ def locate(
     }
     pairs = list(itertools.chain.from_iterable(found.values()))
     missing = [part for part, located in pairs if located is None]
+    names = itertools.chain.from_iterable(map(finder.missing_names, missing))
     subsets = {
         subset: tuple(located for _, located in parts if located is not None)
         for subset, parts in found.items()
     }
     empty = not all(subsets[subset] for subset in ("train", "valid", "test"))
     if missing and (empty or not smoke):
-        names = ", ".join(dict.fromkeys(part.name for part in missing))
+        listed = ", ".join(dict.fromkeys(names))
         raise UserError(
-            f"`{folder or downloads}` lacks {names}.\n{_needs(recipe, missing)}"
+            f"`{folder or downloads}` lacks {listed}.\n{_needs(recipe, missing)}"
         )
     return Located(
         {name: parts for name, parts in subsets.items() if parts},
@@ -146,6 +147,13 @@ class _Finder:
                 texts = [Text(path, (), form_of(path.name)) for path in samples if path]
                 return LocatedPart(part, texts[0], texts[1], is_sample=True)
         return None
+
+    def missing_names(self, part: Part) -> list[str]:
+        """Return what a person has to look for: files, or the part in an archive."""
+        if part.archive is not None:
+            return [part.name]
+        sides = (part.source, part.target)
+        return [side.file for side in sides if self._whole(side, True) is None]
 
     def _whole(self, side: TextFile, local: bool) -> Text | None:
         names = [side.file, *(side.members if len(side.members) == 1 else ())]

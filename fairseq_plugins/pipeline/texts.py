@@ -27,6 +27,7 @@ DAMAGE = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, tarfile.TarErr
 _FORMS = {".sgm": "sgm", ".xml": "sgm", ".tmx": "tmx"}
 _PACKED = (".gz", ".xz")
 _BUFFER = 1 << 20
+_GZIP_MAGIC, _XZ_MAGIC = b"\x1f\x8b", b"\xfd7zXZ\x00"
 _SEGMENT = re.compile(rb"<seg\b[^>]*>(.*?)</seg>", re.DOTALL | re.IGNORECASE)
 _SEGMENT_BEGIN = re.compile(rb"<seg\b", re.IGNORECASE)
 _ENTITIES = ((b"&lt;", b"<"), (b"&gt;", b">"), (b"&quot;", b'"'), (b"&apos;", b"'"))
@@ -103,8 +104,21 @@ def _streams(text: Text) -> Iterator[IO[bytes]]:
     if not text.members:
         yield _unpacked(open(text.path, "rb"), text.path.name)
     for member in text.members:
-        with tarfile.open(text.path, "r|*") as archive:
-            yield _unpacked(_member(archive, member), member)
+        with _open_archive(text.path) as stream:
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
+                yield _unpacked(_member(archive, member), member)
+            # The check sum stands at the end; tarfile's own gzip reader ignores it.
+            while stream.read(_BUFFER):
+                pass
+
+
+def _open_archive(path: Path) -> IO[bytes]:
+    stream = open(path, "rb")
+    magic = stream.read(len(_XZ_MAGIC))
+    stream.seek(0)
+    if magic.startswith(_GZIP_MAGIC):
+        return _unpacked(stream, ".gz")
+    return _unpacked(stream, ".xz" if magic == _XZ_MAGIC else "")
 
 
 def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:

@@ -40,8 +40,9 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
 
 
-def blocks_of(path: Path, lines: int = LINES_PER_BLOCK) -> list[Block]:
-    """Cut a file whose every line has its end into blocks of ``lines`` lines."""
+def blocks_of(path: Path) -> list[Block]:
+    """Cut a file whose every line has its end into blocks of equally many lines."""
+    lines = LINES_PER_BLOCK
     ends = [0]
     place = count = 0
     with open(path, "rb") as stream:
