@@ -79,7 +79,9 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--vocab-size", type=int, metavar="N", help="pieces, instead of the recipe's"
     )
-    parser.add_argument("--model-type", help="bpe or unigram, instead of the recipe's")
+    parser.add_argument(
+        "--model-type", help="bpe, unigram or subword-nmt, instead of the recipe's"
+    )
     parser.add_argument("--stage", choices=STAGES, help="run only this stage")
     parser.add_argument(
         "--smoke",

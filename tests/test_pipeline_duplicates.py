@@ -21,7 +21,10 @@ def test_the_first_of_equal_digests_is_marked_whatever_fits_in_memory(
     rng = random.Random(at_once)
     pairs = [(str(rng.randint(0, 60)), str(rng.randint(0, 2))) for _ in range(300)]
     seen: set[tuple[str, str]] = set()
-    expected = [pair not in seen and not seen.add(pair) for pair in pairs]  # type: ignore
+    expected = []
+    for pair in pairs:
+        expected.append(pair not in seen)
+        seen.add(pair)
     (tmp_path / "d").write_bytes(b"".join(digest_of_pair(*pair) for pair in pairs))
     repeated = mark_first(tmp_path / "d", tmp_path / "m", at_once=at_once)
     marks = np.frombuffer((tmp_path / "m").read_bytes(), np.uint8)

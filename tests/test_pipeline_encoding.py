@@ -43,7 +43,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Text of three subsets and a model that knows the training syllables only."""
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "raw").mkdir()
-    for seed, (subset, lines) in enumerate([("train", 700), ("valid", 90), ("test", 50)]):
+    sizes = {"train": 700, "valid": 90, "test": 50}
+    for seed, (subset, lines) in enumerate(sizes.items()):
         for side, language in enumerate(LANGUAGES):
             write_text(folder / "raw" / f"{subset}.{language}", 2 * seed + side, lines)
     plain = [folder / f"plain.{language}" for language in LANGUAGES]
@@ -113,8 +114,10 @@ def test_all_files_are_those_of_spm_encode_and_fairseq_preprocess(
         st.lists(
             st.one_of(
                 st.sampled_from(SYLLABLES + ODD + [" "]),
-                st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"),
-                        max_size=4),
+                st.text(
+                    st.characters(exclude_categories=["Cs"], exclude_characters="\n"),
+                    max_size=4,
+                ),
             ),
             max_size=8,
         ).map(lambda parts: " ".join(parts) if len(parts) % 2 else "".join(parts)),
@@ -135,7 +138,8 @@ def test_by_words_any_text_gets_the_pieces_of_whole_lines(corpus, lines):
 def test_remembered_words_are_forgotten_and_learnt_again(corpus, monkeypatch):
     monkeypatch.setattr("fairseq_plugins.pipeline.piece_encoders._MOST_WORDS", 10)
     lines = (corpus / "raw" / "train.de").read_text(encoding="utf-8").split("\n")
-    encoders = [SentencePieces(corpus / "joint.model", by_word=w) for w in (True, False)]
+    model = corpus / "joint.model"
+    encoders = [SentencePieces(model, by_word=by_word) for by_word in (True, False)]
     for encoder in encoders:
         encoder.load()
     for start in range(0, 300, 50):

@@ -26,7 +26,8 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 class Handler(http.server.BaseHTTPRequestHandler):
     """``/good``, ``/wrong``, ``/short``, ``/cut`` (the first answer ends early),
-    ``/norange``, ``/slow``, ``/away`` (redirects to another protocol), ``/500``, anything: 404."""
+    ``/norange``, ``/slow``, ``/away`` (redirects to another protocol), ``/500``; what
+    else is asked for is not there."""
 
     def do_GET(self) -> None:
         server = self.server
@@ -85,7 +86,9 @@ def files(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("facts", [{}, {"sha256": SHA256}, {"md5": MD5, "bytes": 300_000}])
+@pytest.mark.parametrize(
+    "facts", [{}, {"sha256": SHA256}, {"md5": MD5, "bytes": 300_000}]
+)
 def test_a_download_is_whole_and_recorded_and_done_once(server, tmp_path, facts):
     wanted = archive(server, "good", **facts)
     for _ in range(2):

@@ -147,7 +147,8 @@ def located(folder: Path, count: int, **facts) -> LocatedPart:
         text = "".join(f"{language}{number}\n" for number in range(count))
         (folder / f"t.{language}").write_text(text)
     part = Part("p", TextFile("t.en"), TextFile("t.fr"), **facts)
-    return LocatedPart(part, *(Text(folder / f"t.{x}", (), "plain") for x in ("en", "fr")))
+    texts = [Text(folder / f"t.{each}", (), "plain") for each in ("en", "fr")]
+    return LocatedPart(part, *texts)
 
 
 def extracted(folder: Path, where: LocatedPart, **options) -> list[str]:
@@ -170,7 +171,7 @@ def test_line_numbers_pick_and_order(tmp_path):
     where = located(tmp_path, 5, lines=2)._replace(line_numbers=tmp_path / "idx")
     assert extracted(tmp_path, where) == ["3", "0"]
     (tmp_path / "idx").write_text("3\n5\n")
-    with pytest.raises(UserError, match="line number 5 in its line 2, but the text has"):
+    with pytest.raises(UserError, match="line number 5 in its line 2, but the text"):
         extracted(tmp_path, where)
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import random
 import resource
 import shutil
@@ -135,7 +134,7 @@ def test_a_second_run_does_nothing_and_says_so(out, recipe):
     assert result.returncode == 0
     assert result.stderr == f"`{out}` is up to date; nothing to do.\n"
     lock = out / ".prepare.lock"
-    for path in before.keys() - {lock}:
+    for path in before.keys() - {lock, out / ".digests.json"}:
         assert path.stat().st_mtime_ns == before[path]
 
 
@@ -188,7 +187,11 @@ def run_until(made: str, out: Path, *args: object) -> None:
     running.wait()
 
 
-@pytest.mark.parametrize("moment", ["text/valid.dev.en", "raw/train.en", "spm/joint.model", "ids/train.de.ids", ".bin.partial"])
+_MOMENTS = ["text/valid.dev.en", "raw/train.en", "spm/joint.model", "ids/train.de.ids",
+            ".bin.partial"]  # fmt: skip
+
+
+@pytest.mark.parametrize("moment", _MOMENTS)
 def test_killed_at_any_moment_it_goes_on_and_makes_the_same(
     recipe, whole, tmp_path, moment
 ):

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, Iterator
 
+import numpy as np
 import pytest
 import yaml
 from conftest import SHARED_DATA
@@ -55,7 +56,8 @@ def write_archives(folder: Path) -> tuple[Path, Path]:
                 members[archive][name] = plain
     archives = []
     for name, files in members.items():
-        with tarfile.open(packed / name, "w:gz" if name.endswith("tgz") else "w") as tar:
+        mode = "w:gz" if name.endswith("tgz") else "w"
+        with tarfile.open(packed / name, mode) as tar:  # type: ignore[call-overload]
             for member, data in files.items():
                 entry = tarfile.TarInfo(member)
                 entry.size = len(data)
@@ -188,6 +190,24 @@ def test_smoke_takes_what_there_is_names_the_rest_and_stays_apart(corpus, tmp_pa
     assert manifest["smoke"] == {"left_out": ["absent"]}
     assert manifest["recipe"] == "slice-smoke"
     assert len((tmp_path / "out/raw/valid.de").read_text().splitlines()) == 20
+
+
+def test_subword_nmt_after_moses_is_what_these_tools_make(corpus, tmp_path):
+    sacremoses = pytest.importorskip("sacremoses")
+    apply_bpe = pytest.importorskip("subword_nmt.apply_bpe")
+    out = tmp_path / "out"
+    result = call(corpus / "mine.yaml", "--out", out, "--model-type", "subword-nmt",
+                  "--workers", 2)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert len((out / "bpe/codes").read_text().splitlines()) == 121
+    tokenise = sacremoses.MosesTokenizer("en").tokenize
+    with open(out / "bpe/codes") as stream:
+        bpe = apply_bpe.BPE(stream)
+    raw = (out / "raw/test.en").read_text().splitlines()
+    expected = [bpe.process_line(tokenise(line, return_str=True)) for line in raw]
+    encoded = json.loads((out / "ids/test.en.pieces").read_text())["pieces"]
+    ids = np.fromfile(out / "ids/test.en.ids", np.int32)
+    assert [encoded[number] for number in ids] == " ".join(expected).split()
 
 
 def children(pid: int) -> list[int]:

@@ -15,12 +15,18 @@ import platform
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from fairseq_plugins.pipeline import binarised, encoding, parallel_text, subwords
+from fairseq_plugins.pipeline import (
+    binarised,
+    encoding,
+    moses_bpe,
+    parallel_text,
+    subwords,
+)
 from fairseq_plugins.pipeline.extraction import extract
 from fairseq_plugins.pipeline.fetch import check, fetch
 from fairseq_plugins.pipeline.output_folder import claimed
 from fairseq_plugins.pipeline.parallel_text import PlainPart
-from fairseq_plugins.pipeline.piece_encoders import SentencePieces
+from fairseq_plugins.pipeline.piece_encoders import PieceEncoder, SentencePieces
 from fairseq_plugins.pipeline.recipe import Part, Recipe
 from fairseq_plugins.pipeline.sources import Located, LocatedPart, locate
 from fairseq_plugins.pipeline.stages import Stage, Workshop
@@ -33,6 +39,7 @@ logger = logging.getLogger(__name__)
 STAGES = ("fetch", "extract", "clean", "subwords", "encode", "binarise")
 _MODEL = "spm/joint.model"
 _VOCAB = "spm/joint.vocab"
+_CODES = "bpe/codes"
 _BIN = "bin"
 # A tiny slice: enough that everything downstream runs, in minutes on a CPU.
 _SMOKE_PAIRS = {"train": 2000, "valid": 100, "test": 50}
@@ -116,6 +123,8 @@ class _Plan:
         self._languages = (recipe.source_lang, recipe.target_lang)
         self._smoke = smoke
         self._workers = workers
+        self._uses_moses = recipe.subwords.model_type == "subword-nmt"
+        self._model = _CODES if self._uses_moses else _MODEL
 
     def carry_out(self, only: str) -> None:
         """Run the stages that must be run and write the manifest."""
@@ -206,6 +215,21 @@ class _Plan:
     def _subwords_stage(self) -> Stage:
         settings = self._recipe.subwords
         texts = self._inputs(self._files("raw", "train"))
+        if self._uses_moses:
+            return Stage(
+                name="subwords",
+                group="subwords",
+                title=f"learning {settings.vocab_size:,} merges of subword-nmt",
+                inputs=texts,
+                outputs=[_CODES],
+                settings=dataclasses.asdict(settings),
+                versions=_versions("sacremoses", "subword-nmt"),
+                run=lambda: moses_bpe.train_codes(
+                    dict(zip(self._languages, texts.values())),
+                    self._folder / _CODES,
+                    subwords=settings,
+                ),
+            )
         return Stage(
             name="subwords",
             group="subwords",
@@ -225,14 +249,11 @@ class _Plan:
 
     def _encode_stage(self, subset: str) -> Stage:
         texts, prefixes = self._files("raw", subset), self._files("ids", subset)
-        encoder = SentencePieces(
-            self._folder / _MODEL, by_word=self._recipe.subwords.model_type == "bpe"
-        )
 
         def run() -> dict[str, Any]:
             return {
                 f"{language}_pieces": encoding.encode(
-                    encoder,
+                    self._encoder(language),
                     self._folder / text,
                     self._folder / prefix,
                     workers=self._workers,
@@ -244,12 +265,19 @@ class _Plan:
             name=f"encode-{subset}",
             group="encode",
             title=f"splitting {subset} into pieces",
-            inputs=self._inputs([*texts, _MODEL]),
+            inputs=self._inputs([*texts, self._model]),
             outputs=self._encoded_files(subset),
             settings={},
-            versions=_versions("sentencepiece"),
+            versions=_versions("sentencepiece", "sacremoses", "subword-nmt"),
             run=run,
         )
+
+    def _encoder(self, language: str) -> PieceEncoder:
+        model = self._folder / self._model
+        if self._uses_moses:
+            return moses_bpe.MosesPieces(model, language)
+        by_word = self._recipe.subwords.model_type == "bpe"
+        return SentencePieces(model, by_word=by_word)
 
     def _binarise_stage(self) -> Stage:
         names = binarised.binary_names(
@@ -297,7 +325,7 @@ class _Plan:
             "source_lang": recipe.source_lang,
             "target_lang": recipe.target_lang,
             "subsets": subsets,
-            "spm_model": _MODEL,
+            "spm_model": self._model,
             "bin_dir": _BIN,
         }  # fmt: skip
 

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 RECIPES = Path(__file__).resolve().parents[2] / "data" / "recipes"
-_MODEL_TYPES = ("bpe", "unigram")
+_MODEL_TYPES = ("bpe", "unigram", "subword-nmt")
 _FORMS = ("plain", "sgm", "ted", "tmx")
 # These are fairseq's names; a test set called so would be taken for another one.
 _SUBSET_NAME = re.compile(r"train|valid|test\d*")
@@ -146,11 +146,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Subwords:
-    """One SentencePiece model for both languages.
+    """One SentencePiece model, or one set of subword-nmt's merges, for both languages.
 
     Attributes:
-        vocab_size: pieces of the model; the dictionary has those in use.
-        model_type: ``bpe`` or ``unigram``.
+        vocab_size: pieces of the model, or merges; the dictionary has those in use.
+        model_type: ``bpe`` or ``unigram`` of SentencePiece, or ``subword-nmt`` after
+            Moses' tokeniser, as in older papers (``character_coverage`` is not used).
         character_coverage: share of all characters that get pieces of their own.
         max_lines: train on this many lines at most, of both languages together.
         seed: draws these lines if there are more.
