@@ -76,11 +76,11 @@ def clean_training_text(
     """
     rules = PairFilter(cleaning)
     counts = collections.Counter({name: 0 for name in ("read", *rules.names)})
-    tasks = (
+    tasks = [
         task
         for part in parts
         for task in zip(blocks_of(part.source), blocks_of(part.target))
-    )
+    ]
     digests = source.with_name(f".{source.name}.digests.partial")
     with contextlib.ExitStack() as stack:
         outs = [_output(stack, path) for path in (source, target)]

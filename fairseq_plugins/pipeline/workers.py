@@ -11,7 +11,7 @@ import signal
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, NamedTuple, TypeVar
+from typing import Any, Callable, Iterator, NamedTuple, Sequence, TypeVar
 
 from fairseq_plugins.pipeline.errors import UserError
 
@@ -73,7 +73,7 @@ def read_block(block: Block) -> bytes:
 
 def in_order(
     make_function: Callable[[], Callable[[Task], Result]],
-    tasks: Iterable[Task],
+    tasks: Sequence[Task],
     *,
     workers: int,
 ) -> Iterator[Result]:
@@ -86,7 +86,8 @@ def in_order(
     Raises:
         UserError: a process was killed, most likely for want of memory.
     """
-    if workers == 1:
+    workers = min(workers, len(tasks))
+    if workers <= 1:
         yield from map(make_function(), tasks)
         return
     executor = concurrent.futures.ProcessPoolExecutor(
