@@ -19,7 +19,7 @@ import logging  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
+from fairseq_plugins.pipeline.errors import UserError, run_command_line  # noqa: E402
 from fairseq_plugins.pipeline.preparation import (  # noqa: E402
     STAGES,
     prepare,
@@ -46,15 +46,24 @@ def main() -> None:
     if arguments.smoke:
         name += "-smoke"
         recipe = smoke_recipe(recipe)
-    sources = source_folder(recipe_file, recipe, arguments.source)
-    may_download = arguments.download or sources is None
     runs = _environment.ROOT / "runs"
+    downloads = arguments.downloads or runs / "downloads"
+    sources = source_folder(recipe_file, recipe, arguments.source)
+    if sources is None and arguments.smoke and not arguments.download:
+        # A tiny slice must not cost gigabytes: only what was downloaded before.
+        if not downloads.is_dir():
+            raise UserError(
+                "`--smoke` takes a slice of files that are there. Give their folder "
+                "with `--source DIR`, or download all of them with `--download`."
+            )
+        sources = downloads
+    may_download = arguments.download or sources is None
     prepare(
         name,
         recipe,
         sources=sources,
         out=arguments.out or runs / "data" / name,
-        downloads=(arguments.downloads or runs / "downloads") if may_download else None,
+        downloads=downloads if may_download else None,
         stage=arguments.stage or "",
         smoke=arguments.smoke,
         workers=arguments.workers,

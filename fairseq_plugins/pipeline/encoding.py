@@ -18,6 +18,7 @@ import numpy as np
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import read_json, write_atomically
 from fairseq_plugins.pipeline.piece_encoders import EncodedBlock, PieceEncoder
+from fairseq_plugins.pipeline.progress import Progress
 from fairseq_plugins.pipeline.workers import Block, blocks_of, in_order, read_block
 
 __all__ = ["ENDINGS", "EncodedText", "encode"]
@@ -44,8 +45,10 @@ def encode(
     with write_atomically(_part(prefix, 0), "wb") as ids_out, write_atomically(
         _part(prefix, 1), "wb"
     ) as lengths_out:
+        progress = Progress("lines")
         make = functools.partial(_BlockEncoder, encoder)
         for block in in_order(make, blocks_of(text), workers=workers):
+            progress.add(len(block.lengths))
             ids = block.ids
             if block.extra:
                 extra = [pieces.setdefault(piece, len(pieces)) for piece in block.extra]

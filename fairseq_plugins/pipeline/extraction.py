@@ -8,12 +8,14 @@ from typing import Callable, Iterator
 
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import read_lines, write_atomically
+from fairseq_plugins.pipeline.progress import Progress
 from fairseq_plugins.pipeline.recipe import Part, TextFile
 from fairseq_plugins.pipeline.sources import LocatedPart
 from fairseq_plugins.pipeline.texts import Text, segments
 
 __all__ = ["extract"]
 
+_LINES_BETWEEN_LOOKS = 10_000
 _OTHER_TEXT = (
     "To prepare another text than the recipe's, copy the recipe to a file of your own, "
     "take `lines` and `sha256` out and give its path as the recipe."
@@ -55,7 +57,7 @@ def extract(
         pairs = _thinned(pairs, part)
     joined = part.tokenised and not located.is_sample
     finish = [_finisher(part.name if joined else "", each) for each in languages]
-    written = 0
+    written, progress = 0, Progress("lines")
     with write_atomically(outputs[0], "wb") as first, write_atomically(
         outputs[1], "wb"
     ) as second:
@@ -63,6 +65,8 @@ def extract(
             first.write(finish[0](source) + b"\n")
             second.write(finish[1](target) + b"\n")
             written += 1
+            if not written % _LINES_BETWEEN_LOOKS:
+                progress.add(_LINES_BETWEEN_LOOKS)
         if limit is None:
             _check(located, sides, written)
         if not written:

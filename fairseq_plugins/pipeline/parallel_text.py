@@ -14,6 +14,7 @@ from fairseq_plugins.pipeline.duplicates import digest_of_pair, mark_first
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import write_atomically
 from fairseq_plugins.pipeline.filters import PairFilter, has_text
+from fairseq_plugins.pipeline.progress import Progress
 from fairseq_plugins.pipeline.recipe import Cleaning
 from fairseq_plugins.pipeline.workers import Block, blocks_of, in_order, read_block
 
@@ -86,9 +87,11 @@ def clean_training_text(
         outs = [_output(stack, path) for path in (source, target)]
         stack.callback(digests.unlink, missing_ok=True)
         with open(digests, "wb") as digests_out:
+            progress = Progress("pairs")
             make = functools.partial(_BlockCleaner, cleaning)
             for block in in_order(make, tasks, workers=workers):
                 counts.update(block.counts)
+                progress.add(block.counts["read"])
                 outs[0].write(block.source)
                 outs[1].write(block.target)
                 digests_out.write(block.digests)
