@@ -168,7 +168,8 @@ def _write(
     except OSError as error:
         raise _WriteError(error) from None
     with stream:
-        while chunk := response.read(_CHUNK):
+        # read1: what came is written at once, so that a kill loses little of it.
+        while chunk := response.read1(_CHUNK):
             try:
                 stream.write(chunk)
                 stream.flush()
