@@ -115,7 +115,7 @@ class TopkMultiheadAttention(MultiheadAttention):
 
 
 class TopkAttentionLayer(AttentionLayer):
-    """An LSTM's attention over the source (Bahdanau et al., 2015) with top-k weights."""
+    """An LSTM's attention (Bahdanau et al., 2015) with top-k weights."""
 
     topk: AttentionNormaliser
 
@@ -135,6 +135,8 @@ class TopkAttentionLayer(AttentionLayer):
         self, input: Tensor, source_hids: Tensor, encoder_padding_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Attend from (B, D) to (S, B, H): (B, D) and the weights (S, B)."""
+        if self.topk.is_softmax(len(source_hids)):
+            return super().forward(input, source_hids, encoder_padding_mask)
         queries = self.input_proj(input)
         scores = (source_hids * queries).sum(dim=2)
         if encoder_padding_mask is not None:
