@@ -1,14 +1,24 @@
 """Times as ratios of neighbouring turns, and the peak memory of a process."""
 from __future__ import annotations
 
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, Callable
 
 import torch
 
-__all__ = ["compare_in_turns", "peak_beyond", "timed"]
+__all__ = [
+    "compare_in_turns",
+    "environment",
+    "peak_beyond",
+    "peak_in_child",
+    "timed",
+]
 
 SECONDS_PER_TURN = 0.0005  # shorter calls are repeated within a turn
 
@@ -68,6 +78,31 @@ def peak_beyond(job: Callable[[], object], *, device: str = "cpu") -> int:
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     job()
     return _status("VmHWM") - resident
+
+
+def peak_in_child(script: str, case: dict[str, Any]) -> int:
+    """Return what ``script --memory CASE`` prints last, in a process of its own."""
+    command = [sys.executable, script, "--memory", json.dumps(case)]
+    # Freed memory goes back at once, so that the peak is what is in use.
+    returning = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "16384"}
+    answer = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | returning
+    )
+    return int(answer.stdout.split()[-1])
+
+
+def environment(device: str, threads: int) -> dict[str, Any]:
+    """Describe the command and the machine that it runs on."""
+    name = torch.cuda.get_device_name() if device != "cpu" else "cpu"
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "cpus": os.cpu_count(),
+        "threads": threads,
+        "device": device,
+        "device_name": name,
+        "torch": torch.__version__,
+        "load_before": os.getloadavg(),
+    }
 
 
 def _status(field: str) -> int:

@@ -1,6 +1,7 @@
 """Attention weights restricted softly to the k best positions."""
 from __future__ import annotations
 
+import importlib
 import math
 
 import pytest
@@ -18,7 +19,9 @@ def by_definition(scores: torch.Tensor, k: int, epsilon: float) -> torch.Tensor:
     return torch.softmax(scores.double() + logsigmoid(logits), -1)
 
 
-def some_scores(rows: int, length: int, *, scale: float, dtype: torch.dtype) -> torch.Tensor:
+def some_scores(
+    rows: int, length: int, *, scale: float, dtype: torch.dtype
+) -> torch.Tensor:
     """Return rows with masked entries, ties and, in some of them, few entries."""
     generator = torch.Generator().manual_seed(length)
     scores = scale * torch.randn(rows, length, generator=generator, dtype=dtype)
@@ -29,7 +32,9 @@ def some_scores(rows: int, length: int, *, scale: float, dtype: torch.dtype) -> 
     return scores.masked_fill(masked, -math.inf)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 3e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 3e-6), (torch.float64, 1e-12)]
+)
 @pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
 @pytest.mark.parametrize("epsilon", [0.01, 0.1, 1.0, 10.0])
 @pytest.mark.parametrize("length, k", [(12, 5), (64, 8), (100, 1), (64, 40)])
@@ -93,10 +98,8 @@ def test_gradients_are_those_of_finite_differences(learnt):
 
 
 def test_blocks_of_rows_change_nothing(monkeypatch):
-    from fairseq_plugins.operators import topk_softmax as _  # noqa: F401
-    import sys
-
-    module = sys.modules["fairseq_plugins.operators.topk_softmax"]
+    # The package's attribute of this name is the function.
+    module = importlib.import_module("fairseq_plugins.operators.topk_softmax")
     scores = some_scores(50, 20, scale=2.0, dtype=torch.float64).requires_grad_()
     whole = topk_softmax(scores, 4, epsilon=0.5)
     (expected,) = torch.autograd.grad(whole.square().sum(), scores)
