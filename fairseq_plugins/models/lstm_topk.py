@@ -8,7 +8,11 @@ from fairseq.models import register_model, register_model_architecture
 from fairseq.models.lstm import LSTMModel, base_architecture
 
 from fairseq_plugins.modules.attention import TopkAttentionLayer
-from fairseq_plugins.modules.settings import TopkSettings, add_options
+from fairseq_plugins.modules.settings import (
+    TopkSettings,
+    add_options,
+    fill_in_defaults,
+)
 
 __all__ = ["LSTMTopkModel"]
 
@@ -43,5 +47,5 @@ class LSTMTopkModel(LSTMModel):
 
 @register_model_architecture("lstm_topk", "lstm_topk")
 def lstm_topk(args: argparse.Namespace) -> None:
-    TopkSettings.from_args(args)
+    fill_in_defaults(args)
     base_architecture(args)

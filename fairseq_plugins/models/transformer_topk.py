@@ -15,7 +15,11 @@ from fairseq.models.transformer import (
 from torch import nn
 
 from fairseq_plugins.modules.attention import TopkMultiheadAttention
-from fairseq_plugins.modules.settings import TopkSettings, add_options
+from fairseq_plugins.modules.settings import (
+    TopkSettings,
+    add_options,
+    fill_in_defaults,
+)
 
 __all__ = ["TransformerTopkModel"]
 
@@ -67,23 +71,23 @@ def _attentions(model: TransformerModel, settings: TopkSettings) -> Iterator[nn.
 
 @register_model_architecture("transformer_topk", "transformer_topk")
 def transformer_topk(args: argparse.Namespace) -> None:
-    TopkSettings.from_args(args)
+    fill_in_defaults(args)
     base_architecture(args)
 
 
 @register_model_architecture("transformer_topk", "transformer_topk_iwslt_de_en")
 def transformer_topk_iwslt_de_en(args: argparse.Namespace) -> None:
-    TopkSettings.from_args(args)
+    fill_in_defaults(args)
     transformer_iwslt_de_en(args)
 
 
 @register_model_architecture("transformer_topk", "transformer_topk_wmt_en_de")
 def transformer_topk_wmt_en_de(args: argparse.Namespace) -> None:
-    TopkSettings.from_args(args)
+    fill_in_defaults(args)
     transformer_wmt_en_de(args)
 
 
 @register_model_architecture("transformer_topk", "transformer_topk_wmt_en_de_big")
 def transformer_topk_wmt_en_de_big(args: argparse.Namespace) -> None:
-    TopkSettings.from_args(args)
+    fill_in_defaults(args)
     transformer_wmt_en_de_big(args)

@@ -9,7 +9,7 @@ from typing import Any
 
 from fairseq_plugins.pipeline.errors import did_you_mean
 
-__all__ = ["ATTENTIONS", "LEARNT", "OPERATORS", "TopkSettings", "add_options"]
+__all__ = ["TopkSettings", "add_options", "fill_in_defaults"]
 
 OPERATORS = ("soft", "hard", "entmax15")
 LEARNT = ("none", "epsilon", "k", "both")
@@ -80,8 +80,7 @@ class TopkSettings:
         Raises:
             ValueError: names the option, the rule and the value.
         """
-        for name, default in _DEFAULTS.items():
-            setattr(args, name, getattr(args, name, default))
+        fill_in_defaults(args)
         k, epsilon = float(args.topk_k), float(args.topk_epsilon)
         ends = args.topk_k_end, args.topk_epsilon_end
         settings = cls(
@@ -97,6 +96,12 @@ class TopkSettings:
         )
         _check(settings)
         return settings
+
+
+def fill_in_defaults(args: argparse.Namespace) -> None:
+    """Give the options that are missing their defaults, as an architecture does."""
+    for name, default in _DEFAULTS.items():
+        setattr(args, name, getattr(args, name, default))
 
 
 def add_options(parser: Any) -> None:
