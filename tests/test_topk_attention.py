@@ -126,6 +126,8 @@ def test_attentions_and_layers_are_the_ones_named(make_model):
         "encoder.layers.1.self_attn"
     ]
     assert len(replaced(topk_attentions="decoder, cross", topk_layers="0")) == 2
+    dropping = dict(encoder_layerdrop=0.9, decoder_layerdrop=0.9)
+    assert len(replaced(topk_attentions="cross,decoder,encoder", **dropping)) == 6
 
 
 def test_same_seed_gives_the_weights_of_the_plain_model(task, topk_arch):

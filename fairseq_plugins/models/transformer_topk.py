@@ -64,9 +64,9 @@ def _attentions(model: TransformerModel, settings: TopkSettings) -> Iterator[nn.
         ("decoder", model.decoder.layers, "self_attn"),
         ("encoder", model.encoder.layers, "self_attn"),
     ):
-        for number, layer in enumerate(layers):
+        for number in range(len(layers)):  # an iterator of --layerdrop leaves some out
             if settings.bears_on(name, number, len(layers)):
-                yield getattr(layer, attribute)
+                yield getattr(layers[number], attribute)
 
 
 @register_model_architecture("transformer_topk", "transformer_topk")
