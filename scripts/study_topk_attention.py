@@ -180,7 +180,7 @@ def _write_summary(results: Path) -> None:
     rows = summary_rows(results, identity)
     if not rows:
         return
-    chosen = chosen_variants([row for row in rows if row["test"] == "val"])
+    chosen = chosen_variants([row for row in rows if row["test"] not in TESTS])
     for row in rows:
         row["chosen"] = row["variant"] in chosen
     write_json(results / "summary.json", rows)
