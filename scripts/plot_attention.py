@@ -10,6 +10,7 @@ over the first sentences of the subset. Needs matplotlib.
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,8 @@ def _draw(report: Any, pictures: Any, options: argparse.Namespace) -> None:
     except ImportError:
         raise UserError("matplotlib is missing: pip install matplotlib.") from None
     matplotlib.use("Agg")
+    # Loading a model has switched all debugging messages on.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(2, 2, figsize=(12, 10))
