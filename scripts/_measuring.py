@@ -1,37 +1,52 @@
 """Times as ratios of neighbouring turns, and the peak memory of a process."""
 from __future__ import annotations
 
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, Callable
 
 import torch
 
-__all__ = ["compare_in_turns", "peak_beyond", "timed"]
+__all__ = [
+    "compare_in_turns",
+    "environment",
+    "peak_beyond",
+    "peak_in_child",
+    "timed",
+]
 
 SECONDS_PER_TURN = 0.0005  # shorter calls are repeated within a turn
 
 
 def compare_in_turns(
-    job: Callable[[], object], ground: Callable[[], object], seconds: float
+    job: Callable[[], object],
+    ground: Callable[[], object],
+    seconds: float,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
     """Time two jobs in turn for about ``seconds``; return medians.
 
-    A ratio of neighbouring turns holds on a machine that is busy now and then.
+    A ratio of neighbouring turns holds on a machine that is busy now and then. On one
+    that always is, and for jobs of one thread, ``time.process_time`` is the clock.
     """
-    timed(ground, 2)
-    once = timed(job, 1)
+    timed(ground, 2, clock)
+    once = timed(job, 1, clock)
     if once < seconds:
-        once = timed(job, 1)
+        once = timed(job, 1, clock)
     repeat = max(1, round(SECONDS_PER_TURN / once))
-    ground_repeat = max(1, round(SECONDS_PER_TURN / timed(ground, 2)))
+    ground_repeat = max(1, round(SECONDS_PER_TURN / timed(ground, 2, clock)))
     times: list[float] = []
     bases: list[float] = []
     end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
-        bases.append(timed(ground, ground_repeat))
-        times.append(timed(job, repeat))
+        bases.append(timed(ground, ground_repeat, clock))
+        times.append(timed(job, repeat, clock))
     ratios = sorted(each / base for each, base in zip(times, bases))
     return {
         "milliseconds": 1e3 * statistics.median(times),
@@ -42,16 +57,20 @@ def compare_in_turns(
     }
 
 
-def timed(job: Callable[[], object], repeat: int) -> float:
+def timed(
+    job: Callable[[], object],
+    repeat: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Return the seconds that one of ``repeat`` calls took, the GPU's work included."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     for _ in range(repeat):
         job()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeat
+    return (clock() - start) / repeat
 
 
 def peak_beyond(job: Callable[[], object], *, device: str = "cpu") -> int:
@@ -68,6 +87,31 @@ def peak_beyond(job: Callable[[], object], *, device: str = "cpu") -> int:
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     job()
     return _status("VmHWM") - resident
+
+
+def peak_in_child(script: str, case: dict[str, Any]) -> int:
+    """Return what ``script --memory CASE`` prints last, in a process of its own."""
+    command = [sys.executable, script, "--memory", json.dumps(case)]
+    # Freed memory goes back at once, so that the peak is what is in use.
+    returning = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "16384"}
+    answer = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | returning
+    )
+    return int(answer.stdout.split()[-1])
+
+
+def environment(device: str, threads: int) -> dict[str, Any]:
+    """Describe the command and the machine that it runs on."""
+    name = torch.cuda.get_device_name() if device != "cpu" else "cpu"
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "cpus": os.cpu_count(),
+        "threads": threads,
+        "device": device,
+        "device_name": name,
+        "torch": torch.__version__,
+        "load_before": os.getloadavg(),
+    }
 
 
 def _status(field: str) -> int:

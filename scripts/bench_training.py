@@ -11,10 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-from argparse import Namespace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -24,7 +20,13 @@ _environment.ensure()
 
 import torch  # noqa: E402
 
-from _measuring import compare_in_turns, peak_beyond  # noqa: E402
+from _measuring import (  # noqa: E402
+    compare_in_turns,
+    environment,
+    peak_beyond,
+    peak_in_child,
+)
+from _random_task import MODELS, random_batch, random_model  # noqa: E402
 from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
 from fairseq_plugins.pipeline.files import write_between, write_json  # noqa: E402
 
@@ -40,19 +42,6 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     ),
 }
 PREDICTED = "risk, two-pass"  # the system that the formula for memory is about
-MODELS: dict[str, dict[str, Any]] = {
-    "lstm": dict(
-        encoder_embed_dim=256, encoder_hidden_size=256, encoder_bidirectional=True,
-        decoder_embed_dim=256, decoder_hidden_size=256, decoder_out_embed_dim=256,
-        share_decoder_input_output_embed=True,
-    ),
-    "transformer": dict(
-        encoder_embed_dim=256, encoder_ffn_embed_dim=1024, encoder_layers=3,
-        encoder_attention_heads=4, decoder_layers=3, decoder_attention_heads=4,
-        decoder_embed_dim=256,
-        share_decoder_input_output_embed=True,
-    ),
-}  # fmt: skip
 # Vocabulary and target length: the first is the size of Multi30k, the others grow.
 SIZES = [(6_000, 16), (24_000, 16), (6_000, 64)]
 
@@ -71,7 +60,7 @@ def main() -> None:
                 tokens=options.tokens, device=options.device, precision="fp32",
             )  # fmt: skip
             rows += _measure(case, options.seconds)
-    report = {"environment": _describe(options), "rows": rows}
+    report = {"environment": environment(options.device, options.threads), "rows": rows}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.output, report)
     if options.page:
@@ -95,25 +84,14 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _describe(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "command": " ".join(["python", *sys.argv]),
-        "cpus": os.cpu_count(),
-        "threads": options.threads,
-        "device": options.device,
-        "torch": torch.__version__,
-        "load_before": os.getloadavg(),
-    }
-
-
 def _measure(case: dict[str, Any], seconds: float) -> list[dict[str, Any]]:
-    ground_memory = _peak_in_child({**case, "system": None})
+    ground_memory = peak_in_child(__file__, {**case, "system": None})
     ground = _update(case, None)
     rows = []
     for system in SYSTEMS:
         row = {**case, "system": system}
         row |= compare_in_turns(_update(case, system), ground, seconds)
-        row["megabytes"] = _peak_in_child({**case, "system": system}) / 1e6
+        row["megabytes"] = peak_in_child(__file__, row) / 1e6
         row["memory_ratio"] = 1e6 * row["megabytes"] / ground_memory
         if system == PREDICTED:
             row["predicted_megabytes"] = predicted_bytes(case) / 1e6
@@ -155,16 +133,6 @@ def predicted_bytes(case: dict[str, Any]) -> float:
     return 4 * (1.9 * tokens * vocabulary + 25 * nodes)
 
 
-def _peak_in_child(case: dict[str, Any]) -> int:
-    command = [sys.executable, __file__, "--memory", json.dumps(case)]
-    # Freed memory goes back at once, so that the peak is what is in use.
-    returning = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "16384"}
-    answer = subprocess.run(
-        command, capture_output=True, text=True, check=True, env=os.environ | returning
-    )
-    return int(answer.stdout.split()[-1])
-
-
 def _peak(case: dict[str, Any]) -> int:
     small = _update({**case, "tokens": 2 * case["length"]}, case["system"])
     small()  # libraries allocate on their first call
@@ -173,10 +141,10 @@ def _peak(case: dict[str, Any]) -> int:
 
 def _update(case: dict[str, Any], system: str | None) -> Callable[[], None]:
     """Return a forward and backward pass of one batch."""
-    task, model = _task_and_model(case)
+    task, model = random_model(case)
     chosen = {"rho": 1.0} if system is None else SYSTEMS[system]
     criterion = _criterion(task, {"beam": case["beam"], **chosen})
-    sample = _batch(case, task)
+    sample = random_batch(case, task)
 
     def update() -> None:
         model.zero_grad(set_to_none=True)
@@ -184,25 +152,6 @@ def _update(case: dict[str, Any], system: str | None) -> Callable[[], None]:
         (loss / size).backward()
 
     return update
-
-
-def _task_and_model(case: dict[str, Any]) -> tuple[Any, Any]:
-    from fairseq.data import Dictionary
-    from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
-    from fairseq.tasks.translation import TranslationConfig, TranslationTask
-
-    import fairseq_plugins
-
-    fairseq_plugins.register()
-    dictionary = Dictionary()
-    for number in range(case["vocabulary"] - dictionary.nspecial):
-        dictionary.add_symbol(f"w{number}")
-    task = TranslationTask(TranslationConfig(), dictionary, dictionary)
-    torch.manual_seed(1)
-    args = Namespace(criterion="cross_entropy", dropout=0.1, **MODELS[case["arch"]])
-    ARCH_CONFIG_REGISTRY[case["arch"]](args)
-    model = ARCH_MODEL_REGISTRY[case["arch"]].build_model(args, task)
-    return task, model.to(case["device"]).train()
 
 
 def _criterion(task: Any, options: dict[str, Any]) -> Any:
@@ -217,28 +166,6 @@ def _criterion(task: Any, options: dict[str, Any]) -> Any:
     )
     config.sentence_avg = False
     return SoftBeamSearchCriterion.build_criterion(config, task).train()
-
-
-def _batch(case: dict[str, Any], task: Any) -> dict[str, Any]:
-    dictionary = task.target_dictionary
-    rows, length = max(1, case["tokens"] // case["length"]), case["length"]
-    generator = torch.Generator().manual_seed(1)
-    tokens = torch.randint(
-        dictionary.nspecial, len(dictionary), (2, rows, length), generator=generator
-    )
-    tokens[..., -1] = dictionary.eos()
-    source, target = tokens.to(case["device"])
-    return {
-        "id": torch.arange(rows),
-        "nsentences": rows,
-        "ntokens": rows * length,
-        "target": target,
-        "net_input": {
-            "src_tokens": source,
-            "src_lengths": torch.full((rows,), length, device=source.device),
-            "prev_output_tokens": target.roll(1, dims=1),
-        },
-    }
 
 
 if __name__ == "__main__":

@@ -247,7 +247,9 @@ def test_a_folder_of_another_recipe_is_refused(out, recipe, tmp_path):
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="needs ../shared/data")
-@pytest.mark.parametrize("name", ["multi30k-de-en", "multi30k-en-fr"])
+@pytest.mark.parametrize(
+    "name", ["multi30k-de-en", "multi30k-en-de", "multi30k-en-fr"]
+)
 def test_multi30k_is_read_and_verified(name, tmp_path):
     out = tmp_path / "out"
     run_until("ids/valid.en.pieces", out, name, "--source", SHARED_DATA / "multi30k")
