@@ -1,7 +1,8 @@
 """From a recipe to the folder that ``fairseq-train`` reads: the stages, in order.
 
-The folder receives ``raw`` (plain text), ``spm`` (the SentencePiece model),
-``pieces`` (the text in pieces), ``bin`` (binarised) and ``manifest.json``.
+The folder receives ``text`` (each part as plain aligned text), ``raw`` (each subset,
+the training text cleaned), ``spm`` (the SentencePiece model), ``ids`` (the text in
+numbers of pieces), ``bin`` (binarised) and ``manifest.json``.
 """
 from __future__ import annotations
 
@@ -9,39 +10,90 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import logging
+import math
 import platform
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from fairseq_plugins.pipeline import binarised, parallel_text, subwords
+from fairseq_plugins.pipeline import binarised, encoding, parallel_text, subwords
+from fairseq_plugins.pipeline.extraction import extract
+from fairseq_plugins.pipeline.fetch import check, fetch
 from fairseq_plugins.pipeline.output_folder import claimed
-from fairseq_plugins.pipeline.recipe import Recipe
-from fairseq_plugins.pipeline.sources import LocatedPart, locate
+from fairseq_plugins.pipeline.parallel_text import PlainPart
+from fairseq_plugins.pipeline.recipe import Part, Recipe
+from fairseq_plugins.pipeline.sources import Located, LocatedPart, locate
 from fairseq_plugins.pipeline.stages import Stage, Workshop
+from fairseq_plugins.pipeline.workers import default_workers
 
-__all__ = ["prepare"]
+__all__ = ["STAGES", "prepare", "smoke_recipe"]
 
 logger = logging.getLogger(__name__)
 
+STAGES = ("fetch", "extract", "clean", "subwords", "encode", "binarise")
 _MODEL = "spm/joint.model"
 _VOCAB = "spm/joint.vocab"
 _BIN = "bin"
+# A tiny slice: enough that everything downstream runs, in minutes on a CPU.
+_SMOKE_PAIRS = {"train": 2000, "valid": 100, "test": 50}
+_SMOKE_VOCABULARY = 1000
 
 
-def prepare(name: str, recipe: Recipe, *, sources: Path, out: Path) -> None:
+def smoke_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe with a vocabulary that a tiny slice of it can fill."""
+    size = min(recipe.subwords.vocab_size, _SMOKE_VOCABULARY)
+    return dataclasses.replace(
+        recipe, subwords=dataclasses.replace(recipe.subwords, vocab_size=size)
+    )
+
+
+def prepare(
+    name: str,
+    recipe: Recipe,
+    *,
+    sources: Path | None,
+    out: Path,
+    downloads: Path | None = None,
+    stage: str = "",
+    smoke: bool = False,
+    workers: int | None = None,
+) -> None:
     """Bring ``out`` up to date with a recipe and its files.
 
     Args:
         name: of the recipe; a folder belongs to one recipe.
-        sources: folder with the recipe's files, plain, ``.gz`` or ``.xz``.
+        sources: folder with the recipe's files; what it lacks is downloaded.
         out: folder for the results; made if need be.
+        downloads: folder for downloaded archives; ``None`` forbids downloads.
+        stage: one of :data:`STAGES`, to run only this one.
+        smoke: prepare a tiny slice of what there is.
+        workers: number of processes; all cores if not given.
 
     Raises:
         UserError: files are missing or wrong, or ``out`` cannot be used.
     """
-    located = locate(recipe, sources)
+    located = locate(recipe, sources, downloads=downloads, smoke=smoke)
+    for part in located.left_out:
+        logger.info("Left out, since the source lacks it: %s", part)
+    if stage in ("", "fetch"):
+        _fetch(located, downloads, smoke)
+    if stage == "fetch":
+        return
     with claimed(out):
-        _Plan(recipe, located, Workshop(out, recipe=name)).carry_out()
+        workshop = Workshop(out, recipe=name)
+        plan = _Plan(recipe, located, workshop, smoke, workers or default_workers())
+        plan.carry_out(stage)
+
+
+def _fetch(located: Located, downloads: Path | None, smoke: bool) -> None:
+    """Download what is missing; verify what came from elsewhere."""
+    for path, archive in located.archives.items():
+        if path.parent == downloads:
+            if not path.is_file():
+                logger.info("fetching %s", archive.file)
+            fetch(archive, path)
+        elif not smoke:
+            logger.info("verifying %s", path)
+            check(archive, path)
 
 
 class _Plan:
@@ -50,52 +102,104 @@ class _Plan:
     def __init__(
         self,
         recipe: Recipe,
-        located: Mapping[str, Sequence[LocatedPart]],
+        located: Located,
         workshop: Workshop,
+        smoke: bool,
+        workers: int,
     ) -> None:
         self._recipe = recipe
         self._located = located
+        self._subsets = located.subsets
         self._workshop = workshop
         self._folder = workshop.folder
         self._languages = (recipe.source_lang, recipe.target_lang)
+        self._smoke = smoke
+        self._workers = workers
 
-    def carry_out(self) -> None:
+    def carry_out(self, only: str) -> None:
         """Run the stages that must be run and write the manifest."""
         stages = [
-            *map(self._text_stage, self._located),
+            *(
+                self._extract_stage(subset, located)
+                for subset, parts in self._subsets.items()
+                for located in parts
+            ),
+            *map(self._clean_stage, self._subsets),
             self._subwords_stage(),
-            *map(self._pieces_stage, self._located),
+            *map(self._encode_stage, self._subsets),
             self._binarise_stage(),
         ]
-        num_run = self._workshop.bring_up_to_date(stages)
+        num_run = self._workshop.bring_up_to_date(stages, only=only)
+        if only and only != STAGES[-1]:
+            return
         self._workshop.finish(self._description())
         if num_run:
             logger.info("Complete: fairseq-train reads `%s`.", self._folder / _BIN)
         else:
             logger.info("`%s` is up to date; nothing to do.", self._folder)
 
-    def _text_stage(self, subset: str) -> Stage:
-        """Read, check and join the parts of a subset; clean those of ``train``."""
-        parts = self._located[subset]
-        cleaning = self._recipe.cleaning if subset == "train" else None
-        source, target = self._files("raw", subset)
+    def _extract_stage(self, subset: str, located: LocatedPart) -> Stage:
+        """Write a part as plain aligned text."""
+        part, limit = located.part, self._limit(subset)
+        source, target = self._text_files(subset, part)
+        inputs = [located.source.path, located.target.path]
+        if located.line_numbers is not None:
+            inputs.append(located.line_numbers)
         return Stage(
-            name=f"text-{subset}",
-            title=f"reading {subset}",
-            inputs={
-                path.name: path
-                for located in parts
-                for path in (located.source, located.target)
-            },
+            name=f"text-{subset}-{part.name}",
+            group="extract",
+            title=f"reading {part.name} for {subset}",
+            inputs={path.name: path for path in inputs},
             outputs=[source, target],
             settings={
-                "parts": [dataclasses.asdict(located.part) for located in parts],
-                **(dataclasses.asdict(cleaning) if cleaning else {}),
+                "part": _json(dataclasses.asdict(part)),
+                "members": [*located.source.members, *located.target.members],
+                **({"limit": limit} if limit else {}),
             },
-            versions=_versions(),
-            run=lambda: parallel_text.write_subset(
-                parts, self._folder / source, self._folder / target, cleaning=cleaning
+            versions=_versions(*(["sacremoses"] if part.tokenised else [])),
+            run=lambda: extract(
+                located,
+                (self._folder / source, self._folder / target),
+                languages=self._languages,
+                limit=limit,
             ),
+        )
+
+    def _limit(self, subset: str) -> int | None:
+        if not self._smoke:
+            return None
+        pairs = _SMOKE_PAIRS["test" if subset.startswith("test") else subset]
+        return math.ceil(pairs / len(self._subsets[subset]))
+
+    def _clean_stage(self, subset: str) -> Stage:
+        """Join the parts of a subset; clean those of ``train``."""
+        parts = [self._plain_part(subset, each) for each in self._subsets[subset]]
+        cleaning = self._recipe.cleaning
+        source, target = self._files("raw", subset)
+        outputs = self._folder / source, self._folder / target
+        is_train = subset == "train"
+
+        def run() -> dict[str, int]:
+            if is_train:
+                return parallel_text.clean_training_text(
+                    parts, *outputs, cleaning=cleaning, workers=self._workers
+                )
+            return parallel_text.join_whole_text(parts, *outputs)
+
+        names = [
+            name
+            for located in self._subsets[subset]
+            for name in self._text_files(subset, located.part)
+        ]
+        return Stage(
+            name=f"clean-{subset}",
+            group="clean",
+            title=f"{'cleaning' if is_train else 'joining'} {subset}",
+            inputs=self._inputs(names),
+            outputs=[source, target],
+            settings=dataclasses.asdict(cleaning) if is_train else {},
+            versions=_versions(),
+            run=run,
         )
 
     def _subwords_stage(self) -> Stage:
@@ -103,6 +207,7 @@ class _Plan:
         texts = self._inputs(self._files("raw", "train"))
         return Stage(
             name="subwords",
+            group="subwords",
             title=f"training a {settings.model_type} model of "
             f"{settings.vocab_size:,} pieces",
             inputs=texts,
@@ -117,55 +222,60 @@ class _Plan:
             ),
         )
 
-    def _pieces_stage(self, subset: str) -> Stage:
-        texts, pieces = self._files("raw", subset), self._files("pieces", subset)
+    def _encode_stage(self, subset: str) -> Stage:
+        texts, prefixes = self._files("raw", subset), self._files("ids", subset)
 
         def run() -> dict[str, Any]:
             return {
-                f"{language}_pieces": subwords.encode(
-                    self._folder / _MODEL, self._folder / text, self._folder / out
+                f"{language}_pieces": encoding.encode(
+                    encoding.SentencePieces(self._folder / _MODEL),
+                    self._folder / text,
+                    self._folder / prefix,
+                    workers=self._workers,
                 )
-                for language, text, out in zip(self._languages, texts, pieces)
+                for language, text, prefix in zip(self._languages, texts, prefixes)
             }
 
         return Stage(
-            name=f"pieces-{subset}",
+            name=f"encode-{subset}",
+            group="encode",
             title=f"splitting {subset} into pieces",
             inputs=self._inputs([*texts, _MODEL]),
-            outputs=pieces,
+            outputs=self._encoded_files(subset),
             settings={},
             versions=_versions("sentencepiece"),
             run=run,
         )
 
     def _binarise_stage(self) -> Stage:
-        files = [self._files("pieces", subset) for subset in self._located]
         names = binarised.binary_names(
-            self._located,
+            self._subsets,
             source_lang=self._recipe.source_lang,
             target_lang=self._recipe.target_lang,
         )
+        files = [name for subset in self._subsets for name in
+                 self._encoded_files(subset)]  # fmt: skip
         return Stage(
             name="binarise",
+            group="binarise",
             title="binarising for fairseq",
-            inputs=self._inputs([name for pair in files for name in pair]),
+            inputs=self._inputs(files),
             outputs=[f"{_BIN}/{name}" for name in names],
             settings={},
-            versions=_versions("fairseq-fixed", "fairseq"),
+            versions=_versions("numpy"),
             run=lambda: binarised.binarise(
-                self._folder / "pieces",
+                self._folder / "ids",
                 self._folder / _BIN,
-                pairs={subset: self._pairs(subset) for subset in self._located},
+                pairs={subset: self._pairs(subset) for subset in self._subsets},
                 source_lang=self._recipe.source_lang,
                 target_lang=self._recipe.target_lang,
-                log=self._folder / "binarise.log",
             ),
         )
 
     def _description(self) -> dict[str, Any]:
         """Return what the manifest says besides the records of the stages."""
         subsets = {}
-        for subset in self._located:
+        for subset in self._subsets:
             source, target = self._files("raw", subset)
             subsets[subset] = {
                 "title": self._title(subset),
@@ -178,26 +288,53 @@ class _Plan:
             "description": recipe.description,
             "licence": recipe.licence,
             "published": recipe.published,
+            **({"smoke": {"left_out": list(self._located.left_out)}}
+               if self._smoke else {}),
             "source_lang": recipe.source_lang,
             "target_lang": recipe.target_lang,
             "subsets": subsets,
             "spm_model": _MODEL,
             "bin_dir": _BIN,
-        }
+        }  # fmt: skip
 
     def _title(self, subset: str) -> str:
         is_test = subset not in ("train", "valid")
-        return self._located[subset][0].part.name if is_test else subset
+        return self._subsets[subset][0].part.name if is_test else subset
 
     def _pairs(self, subset: str) -> int:
-        pairs: int = self._workshop.counts(f"text-{subset}")["pairs"]
+        pairs: int = self._workshop.counts(f"clean-{subset}")["pairs"]
         return pairs
+
+    def _plain_part(self, subset: str, located: LocatedPart) -> PlainPart:
+        source, target = self._text_files(subset, located.part)
+        names = (str(located.source), str(located.target))
+        return PlainPart(self._folder / source, self._folder / target, names)
+
+    def _text_files(self, subset: str, part: Part) -> list[str]:
+        stem = f"text/{subset}.{part.name}"
+        return [f"{stem}.{language}" for language in self._languages]
 
     def _files(self, folder: str, subset: str) -> list[str]:
         return [f"{folder}/{subset}.{language}" for language in self._languages]
 
+    def _encoded_files(self, subset: str) -> list[str]:
+        return [
+            prefix + ending
+            for prefix in self._files("ids", subset)
+            for ending in encoding.ENDINGS
+        ]
+
     def _inputs(self, names: Sequence[str]) -> dict[str, Path]:
         return {name: self._folder / name for name in names}
+
+
+def _json(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what JSON would give back: lists for tuples."""
+    return {
+        key: _json(value) if isinstance(value, Mapping)
+        else list(value) if isinstance(value, tuple) else value
+        for key, value in content.items()
+    }  # fmt: skip
 
 
 def _versions(*distributions: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Train one SentencePiece model for both languages and split text with it."""
+"""Train one SentencePiece model for both languages."""
 from __future__ import annotations
 
 import contextlib
@@ -14,10 +14,8 @@ from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import open_text, write_atomically
 from fairseq_plugins.pipeline.recipe import Subwords
 
-__all__ = ["encode", "train"]
+__all__ = ["train"]
 
-# Lines that are split at once: enough to keep Python's share of the time small.
-_BATCH = 10_000
 # Unigram sums probabilities thread by thread: the number is a part of the model, and
 # must not be that of this machine's cores. 16 is SentencePiece's own default.
 _THREADS = 16
@@ -55,19 +53,6 @@ def train(
             score = processor.get_score(piece)
             stream.write(f"{processor.id_to_piece(piece)}\t{score:g}\n")
     return {"vocabulary": len(processor)}
-
-
-def encode(model: Path, text: Path, pieces: Path) -> int:
-    """Write the pieces of every line with spaces between them; return their number."""
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    num_pieces = 0
-    lines = _lines(text)
-    with write_atomically(pieces) as stream:
-        while batch := list(itertools.islice(lines, _BATCH)):
-            for split in processor.encode(batch, out_type=str):
-                num_pieces += len(split)
-                stream.write(" ".join(split) + "\n")
-    return num_pieces
 
 
 def _sample(texts: Sequence[Path], subwords: Subwords) -> Iterator[str]:
