@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 def register() -> None:
     """Mend fairseq where it is broken and register what this plug-in adds to it."""
-    from fairseq_plugins import compat, criterions  # noqa: F401
+    from fairseq_plugins import compat, criterions, models  # noqa: F401
 
     compat.apply()
 

@@ -13,35 +13,29 @@ from __future__ import annotations
 
 import argparse
 import logging
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple
+from typing import Iterator, NamedTuple
 
 import _environment
 
 _environment.ensure()
 
-from fairseq_plugins.evaluation.run_scores import evaluate_run  # noqa: E402
-from fairseq_plugins.evaluation.significance import paired_test  # noqa: E402
+from _study import (  # noqa: E402
+    CONFIGS,
+    ROOT,
+    evaluated,
+    prepare,
+    summary_rows,
+    train,
+    write_result,
+)
 from fairseq_plugins.evaluation.study_table import study_table  # noqa: E402
-from fairseq_plugins.pipeline.errors import (  # noqa: E402
-    UserError,
-    run_command_line,
-)
-from fairseq_plugins.pipeline.files import (  # noqa: E402
-    read_json,
-    read_lines,
-    write_between,
-    write_json,
-)
-from fairseq_plugins.pipeline.manifest import PreparedCorpus  # noqa: E402
-from fairseq_plugins.pipeline.run_folder import RunFolder  # noqa: E402
+from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
+from fairseq_plugins.pipeline.files import write_between, write_json  # noqa: E402
 
-SCRIPTS = Path(__file__).resolve().parent
-CONFIGS = SCRIPTS.parent / "configs"
-RESULTS = SCRIPTS.parent / "results" / "beam_training"
-PAGE = SCRIPTS.parent / "docs" / "beam_training.md"
+RESULTS = ROOT / "results" / "beam_training"
+PAGE = ROOT / "docs" / "beam_training.md"
 PAIRS = ("de-en", "en-fr")
 MODELS = ("lstm", "transformer")
 SYSTEMS = {  # name in the summary: end of the configuration's name
@@ -52,7 +46,6 @@ SYSTEMS = {  # name in the summary: end of the configuration's name
     "soft_paper": "paper",
 }
 TESTS = ("test_2016_flickr", "test_2017_flickr")
-LOGGED = (" | train | ", " | valid on ")
 
 logger = logging.getLogger("study")
 
@@ -80,7 +73,7 @@ def main() -> None:
     options = _parse()
     for run in _runs(options):
         if not options.summary_only:
-            _prepare(run, options)
+            prepare(f"multi30k-{run.pair}", _corpus(run, options), options.source)
             _train(run, options)
             _evaluate(run, options)
         _write_summary(options.results)
@@ -114,16 +107,6 @@ def _runs(options: argparse.Namespace) -> Iterator[Run]:
                 yield Run(pair, model, system, seed)
 
 
-def _prepare(run: Run, options: argparse.Namespace) -> None:
-    corpus = _corpus(run, options)
-    if (corpus / "manifest.json").is_file():
-        return
-    if options.source is None:
-        raise UserError(f"`--source` must be given: there is no corpus in `{corpus}`.")
-    recipe = f"multi30k-{run.pair}"
-    _script("prepare.py", recipe, "--source", options.source, "--out", corpus)
-
-
 def _train(run: Run, options: argparse.Namespace) -> None:
     changes: dict[str, object] = {
         "data": _corpus(run, options),
@@ -136,7 +119,7 @@ def _train(run: Run, options: argparse.Namespace) -> None:
         if options.updates is not None:
             changes["max_update"] = options.updates
     logger.info("== %s", run.name)
-    _script("train.py", run.config, *(f"{k}={v}" for k, v in changes.items()))
+    train(run.config, **changes)
 
 
 def _evaluate(run: Run, options: argparse.Namespace) -> None:
@@ -146,69 +129,21 @@ def _evaluate(run: Run, options: argparse.Namespace) -> None:
     its score.
     """
     folder = options.out / run.name
-    which = "best" if run.system == "baseline" else "last"
-    rows: list[dict[str, Any]] = []
-    for test in TESTS:
-        rows += evaluate_run(
-            folder, beams=options.beams, subset=test, checkpoint=which, lenpen=1.0
-        )
-    for row in rows:
-        row["hypotheses_text"] = read_lines(folder / "eval" / row["hypotheses"])
-        if run.system not in ("baseline", "control"):
-            row["p_vs_control"] = _p_value(run, row, options)
-    log = (folder / "train.log").read_text(encoding="utf-8").splitlines()
-    result = {
-        **run._asdict(),
-        "config": _portable(RunFolder(folder).read_config()),
-        "finished": read_json(folder / "finished.json"),
-        "log": [line for line in log if any(mark in line for mark in LOGGED)],
-        "scores": [_without_text(row) for row in rows],
-    }
-    options.results.mkdir(parents=True, exist_ok=True)
-    write_json(options.results / f"{run.name}.json", result)
-
-
-def _p_value(run: Run, row: dict[str, Any], options: argparse.Namespace) -> Any:
-    """Test against the control of the same seed, if that has been translated."""
-    folder = options.out / run._replace(system="control").name / "eval"
-    path = folder / row["hypotheses"]
-    if not path.is_file():
-        return None
-    corpus = PreparedCorpus.load(_corpus(run, options))
-    references = read_lines(corpus.subsets[row["subset"]].target)
-    test = paired_test(read_lines(path), row["hypotheses_text"], references)
-    return {"bleu": test.bleu.p_value, "chrf": test.chrf.p_value,
-            "signature": test.bleu.signature}  # fmt: skip
-
-
-def _without_text(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != "hypotheses_text"}
-
-
-def _portable(config: dict[str, Any]) -> dict[str, Any]:
-    """Leave out where the files lay on the machine that trained."""
-    paths = ("data", "run", "start_from")
-    return {k: Path(v).name if k in paths else v for k, v in config.items()}
+    is_compared = run.system not in ("baseline", "control")
+    scores = evaluated(
+        folder,
+        subsets=TESTS,
+        beams=options.beams,
+        checkpoint="best" if run.system == "baseline" else "last",
+        control=options.out / run._replace(system="control").name
+        if is_compared
+        else None,
+    )
+    write_result(options.results / f"{run.name}.json", folder, run._asdict(), scores)
 
 
 def _write_summary(results: Path) -> None:
-    rows = []
-    for path in sorted(results.glob("*-*_*.json")):
-        run = read_json(path)
-        for score in run["scores"]:
-            p_value = score.get("p_vs_control")
-            rows.append(
-                {
-                    **{key: run[key] for key in ("pair", "model", "system", "seed")},
-                    "test": score["title"],
-                    "beam": score["beam"],
-                    "bleu": score["bleu"],
-                    "chrf": score["chrf"],
-                    "p_vs_control": p_value and p_value["bleu"],
-                    "updates": run["finished"]["updates"],
-                    "seconds": run["finished"]["seconds"],
-                }
-            )
+    rows = summary_rows(results, ("pair", "model", "system", "seed"))
     if rows:
         write_json(results / "summary.json", rows)
     if rows and results == RESULTS:  # elsewhere they are somebody's own
@@ -217,12 +152,6 @@ def _write_summary(results: Path) -> None:
 
 def _corpus(run: Run, options: argparse.Namespace) -> Path:
     return Path(options.out) / "data" / f"multi30k-{run.pair}"
-
-
-def _script(name: str, *arguments: object) -> None:
-    command = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
-    if subprocess.run(command).returncode:
-        raise UserError(f"`{name}` failed; what it said is above.")
 
 
 if __name__ == "__main__":

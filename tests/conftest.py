@@ -124,11 +124,14 @@ def trained_weights(task: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def make_model(task: Any, trained_weights: dict[str, Any]) -> Callable[..., Any]:
-    """Return a small trained model: ``make_model(arch, dropout=0.0)``."""
+    """Return a small trained model: ``make_model(arch, dropout=0.0)``.
 
-    def make(arch: str, *, dropout: float = 0.0) -> Any:
-        model = _build(task, arch, dropout=dropout)
-        model.load_state_dict(trained_weights[arch])
+    An architecture with top-k attention gets the weights of the ordinary one.
+    """
+
+    def make(arch: str, **options: Any) -> Any:
+        model = _build(task, arch, **options)
+        model.load_state_dict(trained_weights[arch.removesuffix("_topk")])
         return model.train()
 
     return make
@@ -139,7 +142,7 @@ def _build(task: Any, arch: str, **options: Any) -> Any:
 
     torch.manual_seed(3)
     args = Namespace(criterion="cross_entropy", **{"dropout": 0.0, **options})
-    vars(args).update(_SIZES[arch])
+    vars(args).update(_SIZES[arch.removesuffix("_topk")])
     ARCH_CONFIG_REGISTRY[arch](args)
     return ARCH_MODEL_REGISTRY[arch].build_model(args, task)
 

@@ -12,12 +12,15 @@ import torch
 from fairseq.models.lstm import AttentionLayer
 from torch import Tensor, nn
 
+from fairseq_plugins.modules.attention import TopkAttentionLayer
+
 __all__ = ["attention_of_slots", "is_shareable"]
 
 
 def is_shareable(decoder: nn.Module) -> bool:
-    """Whether the decoder's attention is the one that this module knows."""
-    return type(getattr(decoder, "attention", None)) is AttentionLayer
+    """Whether the decoder's attention is one that this module knows."""
+    known = (AttentionLayer, TopkAttentionLayer)
+    return type(getattr(decoder, "attention", None)) in known
 
 
 @contextlib.contextmanager
@@ -43,7 +46,7 @@ def attention_of_slots(
         scores = torch.bmm(queries, keys.transpose(1, 2))  # (B, K, S)
         if padding is not None:
             scores = scores.masked_fill(padding.t().unsqueeze(1), float("-inf"))
-        weights = torch.softmax(scores.float(), -1).type_as(keys)
+        weights = _normalised(layer, scores).type_as(keys)
         context = torch.bmm(weights, keys).flatten(0, 1)
         output = torch.tanh(layer.output_proj(torch.cat((context, rows), dim=1)))
         return output, weights.flatten(0, 1).t()
@@ -53,3 +56,10 @@ def attention_of_slots(
         yield
     finally:
         del layer.forward
+
+
+def _normalised(layer: nn.Module, scores: Tensor) -> Tensor:
+    if isinstance(layer, TopkAttentionLayer):
+        weights: Tensor = layer.topk(scores)
+        return weights
+    return torch.softmax(scores.float(), -1)

@@ -11,20 +11,26 @@ Row = dict[str, Any]
 _ORDER = ("baseline", "control", "soft_paper", "bso", "mrt", "soft")
 
 
-def study_table(rows: Sequence[Row], *, beams: Sequence[int] = (1, 5)) -> str:
+def study_table(
+    rows: Sequence[Row],
+    *,
+    beams: Sequence[int] = (1, 5),
+    order: Sequence[str] = _ORDER,
+) -> str:
     """Return one line for each pair, model, test and system.
 
     Args:
         rows: with ``pair``, ``model``, ``system``, ``seed``, ``test``, ``beam``,
             ``bleu``, ``chrf``, ``p_vs_control``, ``updates`` and ``seconds``.
         beams: sizes of the beam that get a column.
+        order: all systems, in the order of their lines.
     """
     headings = ["pair, model", "test", "system", "seeds", "updates", "minutes"]
     headings += [f"BLEU, beam {beam}" for beam in beams]
     headings += [f"chrF, beam {beams[-1]}", f"p at beam {beams[-1]}, each seed"]
     lines = [headings, ["---"] * len(headings)]
     keys = {(r["pair"], r["model"], r["test"], r["system"]) for r in rows}
-    for key in sorted(keys, key=lambda k: (*k[:3], _ORDER.index(k[3]))):
+    for key in sorted(keys, key=lambda k: (*k[:3], order.index(k[3]))):
         lines.append(_line(key, [r for r in rows if _key(r) == key], beams))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

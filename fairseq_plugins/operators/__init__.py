@@ -8,6 +8,7 @@ from .per_row import SortedOperator
 from .ranks import sorted_soft_topk
 from .registry import SORTED_OPERATORS, get_sorted_operator, hard_topk, sinkhorn_topk
 from .softsort import softsort_topk
+from .topk_softmax import hard_topk_softmax, topk_softmax
 from .transport import SinkhornResult, sinkhorn
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "SortedOperator",
     "get_sorted_operator",
     "hard_topk",
+    "hard_topk_softmax",
     "nested_soft_topk",
     "pooled_soft_topk",
     "sinkhorn",
@@ -25,4 +27,5 @@ __all__ = [
     "soft_topk_logits",
     "softsort_topk",
     "sorted_soft_topk",
+    "topk_softmax",
 ]

@@ -1,0 +1,82 @@
+"""Top-k attention inside the beam: both engines, fairseq's search, the criterion."""
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_beam_search import (
+    assert_same_hypotheses,
+    everything,
+    generated,
+    hypotheses_of,
+    losses_and_gradients,
+    run,
+    settings,
+)
+
+__all__ = ["settings"]  # a fixture
+CASES = {
+    "transformer": ("transformer_topk", dict(topk_attentions="cross,decoder,encoder")),
+    "transformer-hard": (
+        "transformer_topk",
+        dict(topk_operator="hard", topk_k=3, topk_attentions="cross,decoder"),
+    ),
+    "lstm": ("lstm_topk", {}),
+}
+
+
+@pytest.fixture(params=list(CASES))
+def model(request: pytest.FixtureRequest, make_model: Any) -> Any:
+    arch, options = CASES[request.param]
+    return make_model(arch, **{"topk_k": 2.5, "topk_epsilon": 0.7, **options})
+
+
+def test_both_engines_give_the_same_losses_and_gradients(
+    model, sentences, collate, settings
+):
+    sample, results = collate(sentences), {}
+    for engine in ("rollout", "two-pass"):
+        trace = run(engine, model, sample, settings, everything())
+        results[engine] = losses_and_gradients(trace, model, sample, settings)
+    (values, gradients), (others, other_gradients) = results.values()
+    for name, value in values.items():
+        assert value.abs().max() > 0, name
+        torch.testing.assert_close(others[name], value, rtol=1e-5, atol=1e-5)
+        scale = max(g.abs().max() for g in gradients[name] if g is not None)
+        for one, other in zip(other_gradients[name], gradients[name]):
+            assert (one is None) == (other is None)
+            if one is not None:
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * scale)
+
+
+def test_the_search_of_training_is_fairseqs(model, task, sentences, collate, settings):
+    sample = collate(sentences)
+    with torch.no_grad():
+        wanted = everything(gold=False, first_slot=False)
+        trace = run("rollout", model.eval(), sample, settings, wanted)
+    expected = generated(
+        model, task, sample, beam_size=3, len_penalty=1.0, max_len_a=0, max_len_b=12
+    )
+    assert_same_hypotheses(hypotheses_of(trace, settings, 1.0), expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(beam_loss="risk=1,survival=0.1"),
+        dict(beam_loss="slot-ce", mixing="soft", epsilon=1.0),
+        dict(beam_loss="risk", beam_dropout="shared", engine="two-pass"),
+    ],
+    ids=["risk", "paper", "shared-dropout"],
+)
+def test_the_beam_loss_reaches_every_parameter(
+    model, options, make_criterion, sentences, collate
+):
+    loss, _, _ = make_criterion(rho=0.0, **options)(model, collate(sentences))
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad
+        assert gradient is not None and gradient.isfinite().all(), name
+        # The largest score does not depend on what is added to all of a row's.
+        assert gradient.any() or name.endswith("k_proj.bias"), name
