@@ -53,7 +53,7 @@ parse() {
   [ -z "$source" ] || [ -d "$source" ] || fail "\`--source\` must be a folder, but \`$source\` is none."
   if [ -n "$out" ]; then out=$(absolute "$out"); else out=$PWD/runs${smoke:+/smoke}; fi
   recipe=$(recipe_of "$model")
-  data=$out/data/$recipe
+  data=$out/data/$(basename "$recipe" .yaml)
 }
 
 # Tiny sizes for --smoke; they override the configurations, which stay what they are.
