@@ -85,10 +85,10 @@ on_from_baseline() { # CONFIG RUN
 }
 
 prepare() { run $python scripts/prepare.py "$recipe" --out "$data" ${source:+--source "$source"} ${smoke:+--smoke} ; }
-baseline() { train "${task}_$model" "$model" 42; }
+baseline() { train "${task}_$model" "$model" 105; }
 control() { on_from_baseline "${task}_${model}_control" "${model}_control"; }
 soft() { on_from_baseline "${task}_${model}_soft_beam" "${model}_soft_beam"; }
-topk() { train "${task}_topk_$model" "topk_$model" 42; }
+topk() { train "${task}_topk_$model" "topk_$model" 105; }
 
 # All by the mean of their last checkpoints, so that none is chosen by its score.
 evaluate() {

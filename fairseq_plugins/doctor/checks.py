@@ -169,7 +169,7 @@ def _gpus(machine: Machine) -> Iterator[Finding]:
     if machine.driver_error:
         yield Finding(
             "train", "problem", f"nvidia-smi fails: {machine.driver_error}",
-            "install the NVIDIA driver anew, or start the machine again after an update",
+            "install the NVIDIA driver anew, or restart the machine after an update",
         )  # fmt: skip
         return
     if not machine.gpus:
@@ -193,7 +193,7 @@ def _gpus(machine: Machine) -> Iterator[Finding]:
 
 
 def _driver(machine: Machine) -> Iterator[Finding]:
-    """A driver runs whatever was built for its own major version of CUDA or an older."""
+    """A driver runs what was built for its own major version of CUDA or an older."""
     assert machine.torch is not None
     built, newest = machine.torch.cuda, machine.driver_cuda
     if built is None:

@@ -51,7 +51,7 @@ class ModelSize:
 
 
 MODELS = {
-    "lstm": ModelSize(84_000_000, 1000, 1, True, 2048, 16, 5),
+    "lstm": ModelSize(88_700_000, 1000, 1, True, 2048, 16, 5),
     "base": ModelSize(60_500_000, 512, 6, False, 2048, 16, 5),
     "big": ModelSize(209_000_000, 1024, 6, False, 2048, 16, 20),
 }
