@@ -77,14 +77,14 @@ train() { # CONFIG RUN UPDATES-OF-A-SMOKE [key=value ...]
     read -ra tiny <<<"$(smoke_training "$of_smoke")"
     options+=("${tiny[@]}")
   fi
-  run $python scripts/train.py "$config" "${options[@]}" ${changes[@]+"${changes[@]}"}
-  run $python scripts/average.py "$to" --last-updates "$(awk '$1 == "keep_interval_updates:" {print $2}' "$config")"
+  run "$python" scripts/train.py "$config" "${options[@]}" ${changes[@]+"${changes[@]}"}
+  run "$python" scripts/average.py "$to" --last-updates "$(awk '$1 == "keep_interval_updates:" {print $2}' "$config")"
 }
 on_from_baseline() { # CONFIG RUN
   train "$1" "$2" 14 "start_from=$out/$task/$model/checkpoints/checkpoint_average.pt"
 }
 
-prepare() { run $python scripts/prepare.py "$recipe" --out "$data" ${source:+--source "$source"} ${smoke:+--smoke} ; }
+prepare() { run "$python" scripts/prepare.py "$recipe" --out "$data" ${source:+--source "$source"} ${smoke:+--smoke} ; }
 baseline() { train "${task}_$model" "$model" 105; }
 control() { on_from_baseline "${task}_${model}_control" "${model}_control"; }
 soft() { on_from_baseline "${task}_${model}_soft_beam" "${model}_soft_beam"; }
@@ -98,7 +98,7 @@ evaluate() {
   done
   [ ${#trained[@]} -gt 0 ] || fail "nothing has been trained in \`$out/$task\` yet: run the stage baseline."
   for each in "${trained[@]}"; do
-    run $python scripts/evaluate.py "$each" --checkpoint checkpoint_average.pt --beam 1 5
+    run "$python" scripts/evaluate.py "$each" --checkpoint checkpoint_average.pt --beam 1 5
   done
 }
 

@@ -164,4 +164,5 @@ def _read_checkpoint(path: Path) -> tuple[int, float]:
             "folder in its place, or remove it to begin anew."
         ) from None
     updates = state["optimizer_history"][-1]["num_updates"]
-    return updates, state["extra_state"]["previous_training_time"]
+    # Several processes leave their mean of it, as a tensor.
+    return updates, float(state["extra_state"]["previous_training_time"])
