@@ -19,7 +19,7 @@ STAGE     prepare   text -> what fairseq reads
           baseline  cross entropy, then the mean of the last checkpoints
           control   on from there by cross entropy, as many updates as soft
           soft      on from there by SOFT beam training${topk_help:-}
-          evaluate  BLEU with signature of all that was trained, against the control
+          evaluate  BLEU with signature of all that was trained, tested against the control
           all       all of these in this order
 --smoke   a tiny slice and tiny models: minutes on a CPU, to see that everything works
 --source  folder with the corpus' files; without it they are downloaded
@@ -90,16 +90,23 @@ control() { on_from_baseline "${task}_${model}_control" "${model}_control"; }
 soft() { on_from_baseline "${task}_${model}_soft_beam" "${model}_soft_beam"; }
 topk() { train "${task}_topk_$model" "topk_$model" 105; }
 
-# All by the mean of their last checkpoints, so that none is chosen by its score.
+# All by the mean of their last checkpoints, so that none is chosen by its score. The
+# control of the beam run had as many updates; that of top-k attention is the baseline.
 evaluate() {
+  local to=$out/$task
+  compare "$to/${model}_control" "$to/$model" "$to/${model}_soft_beam"
+  [[ " $stages " != *" topk "* ]] || compare "$to/$model" "$to/topk_$model"
+}
+compare() { # CONTROL RUN...: of those that were trained the first is the control
   local trained=() each
-  for each in "${model}_control" "$model" "${model}_soft_beam" "topk_$model"; do
-    [ ! -f "$out/$task/$each/checkpoints/checkpoint_average.pt" ] || trained+=("$out/$task/$each")
+  for each; do
+    [ ! -f "$each/checkpoints/checkpoint_average.pt" ] || trained+=("$each")
   done
-  [ ${#trained[@]} -gt 0 ] || fail "nothing has been trained in \`$out/$task\` yet: run the stage baseline."
-  for each in "${trained[@]}"; do
-    run "$python" scripts/evaluate.py "$each" --checkpoint checkpoint_average.pt --beam 1 5
-  done
+  case ${#trained[@]} in
+    0) fail "nothing has been trained in \`$out/$task\` yet: run the stage baseline." ;;
+    1) run "$python" scripts/evaluate.py "${trained[@]}" --checkpoint checkpoint_average.pt --beam 1 5 ;;
+    *) run "$python" scripts/compare.py "${trained[@]}" --checkpoint checkpoint_average.pt --beam 1 5 ;;
+  esac
 }
 
 main() {

@@ -67,9 +67,12 @@ def test_all_runs_every_stage_on_what_the_ones_before_made(
                           "--source", str(tmp_path)]  # fmt: skip
     trained = [each for each in ran if each[0] == "scripts/train.py"]
     averaged = [each[1] for each in ran if each[0] == "scripts/average.py"]
-    evaluated = [each[1] for each in ran if each[0] == "scripts/evaluate.py"]
+    compared = [each[1:] for each in ran if each[0] == "scripts/compare.py"]
     assert averaged == [overrides(each)["run"] for each in trained]
-    assert sorted(evaluated) == sorted(averaged)
+    how = ["--checkpoint", "checkpoint_average.pt", "--beam", "1", "5"]
+    baseline, control, soft = averaged[:3]
+    assert compared[0] == [control, baseline, soft, *how]
+    assert compared[1:] == [[baseline, topk, *how] for topk in averaged[3:]]
     kinds = ["", "_control", "_soft_beam"] + (["topk"] if "16" in task else [])
     assert len(trained) == len(kinds)
     start = f"{averaged[0]}/checkpoints/checkpoint_average.pt"
@@ -214,7 +217,7 @@ def test_a_smoke_of_the_top_k_task_ends_with_bleu_and_signature(tmp_path: Path) 
         "max_update=7",
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
-    last = result.stdout.splitlines()[-5:]
-    assert last[-2].startswith("BLEU: nrefs:1|case:mixed|eff:no|tok:13a|")
-    assert last[0].startswith("---")
-    assert result.stdout.count("newstest2016") == 8  # four systems, greedy and beam 5
+    assert result.stdout.count("scripts/compare.py") == 2  # top-k has its own control
+    last = result.stdout[result.stdout.rindex("scripts/compare.py") :]
+    assert "topk_base" in last
+    assert "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:" in last
