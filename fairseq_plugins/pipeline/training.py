@@ -56,6 +56,9 @@ def training_command(config: Config) -> list[str]:
     import torch
 
     options = {key: value for key, value in config.items() if key not in OURS}
+    add_cpu = "cpu" not in options and not torch.cuda.is_available()
+    if add_cpu:
+        options["cpu"] = True
     if "batches_per_update" in config:
         if "update_freq" in config:
             raise UserError(
@@ -64,9 +67,6 @@ def training_command(config: Config) -> list[str]:
         options["update_freq"] = update_freq(
             config["batches_per_update"], num_processes(config)
         )
-    add_cpu = "cpu" not in options and not torch.cuda.is_available()
-    if add_cpu:
-        options["cpu"] = True
     if options.get("cpu") and num_processes(config) > 1:
         options.setdefault("distributed_backend", "gloo")  # fairseq's is for GPUs
     arguments = training_arguments(options, also_known=OURS)
