@@ -69,7 +69,7 @@ def test_all_runs_every_stage_on_what_the_ones_before_made(
     averaged = [each[1] for each in ran if each[0] == "scripts/average.py"]
     compared = [each[1:] for each in ran if each[0] == "scripts/compare.py"]
     assert averaged == [overrides(each)["run"] for each in trained]
-    how = ["--checkpoint", "checkpoint_average.pt", "--beam", "1", "5"]
+    how = "--checkpoint checkpoint_average.pt --beam 1 5 --sentences 0".split()
     baseline, control, soft = averaged[:3]
     assert compared[0] == [control, baseline, soft, *how]
     assert compared[1:] == [[baseline, topk, *how] for topk in averaged[3:]]
