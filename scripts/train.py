@@ -6,6 +6,9 @@ CONFIG.yaml holds lines of ``key: value``. ``data`` is what scripts/prepare.py w
 ``run`` the folder for the results, ``start_from`` (optional) a checkpoint to start
 with; every other key is an option of fairseq-train. Called again, it goes on from the
 last checkpoint, or does nothing if training has reached its end.
+
+It trains on all GPUs of this machine. `torchrun ... scripts/train.py CONFIG.yaml` works
+as well, also on several machines: see docs/distributed.md.
 """
 from __future__ import annotations
 
@@ -21,7 +24,13 @@ from pathlib import Path  # noqa: E402
 
 from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
 from fairseq_plugins.pipeline.run_folder import RunFolder  # noqa: E402
-from fairseq_plugins.pipeline.training import train, training_command  # noqa: E402
+from fairseq_plugins.pipeline.training import (  # noqa: E402
+    follow,
+    follows,
+    num_processes,
+    train,
+    training_command,
+)
 from fairseq_plugins.pipeline.training_config import (  # noqa: E402
     pin_inputs,
     read_config,
@@ -34,16 +43,22 @@ def main() -> int:
     arguments = _parse_arguments()
     config = read_config(arguments.config, arguments.overrides)
     run = RunFolder(Path(config["run"]))
-    config = pin_inputs(config, recorded=run.results_config())
+    config = pin_inputs(
+        config, recorded=run.results_config(), processes=num_processes(config)
+    )
     if arguments.dry_run:
         print(shlex.join(training_command(config)))
         return 0
     if run.is_finished_with(config):
-        print(f"`{run.path}` is complete: nothing to do.")
+        if not follows():
+            print(f"`{run.path}` is complete: nothing to do.")
         return 0
     if not arguments.resume_anyway:
         run.check_goes_on(config)
     command = training_command(config)
+    if follows():
+        follow(config, command)
+        return 0
     print(shlex.join(command), flush=True)
     return train(config, command, on_line=lambda line: print(line, end="", flush=True))
 

@@ -261,8 +261,11 @@ class Plan:
         }  # fmt: skip
 
     def _title(self, subset: str) -> str:
-        is_test = subset not in ("train", "valid")
-        return self._subsets[subset][0].part.name if is_test else subset
+        if subset in ("train", "valid"):
+            return subset
+        name = self._subsets[subset][0].part.name
+        # A slice must not be taken for the test set that it was cut from.
+        return f"{name}-smoke" if self._smoke else name
 
     def _pairs(self, subset: str) -> int:
         pairs: int = self._workshop.counts(f"clean-{subset}")["pairs"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import re
 from pathlib import Path
 from typing import Iterator
 
@@ -11,7 +12,11 @@ import yaml
 
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import write_atomically, write_json
-from fairseq_plugins.pipeline.training_config import Config, read_config
+from fairseq_plugins.pipeline.training_config import (
+    Config,
+    batches_per_update,
+    read_config,
+)
 
 __all__ = ["RunFolder"]
 
@@ -34,7 +39,9 @@ _PRESENTATION = {
     "cpu",
     "data_buffer_size",
     "device_id",
+    "distributed_backend",
     "distributed_port",
+    "distributed_world_size",
     "empty_cache_freq",
     "keep_best_checkpoints",
     "keep_interval_updates",
@@ -52,6 +59,13 @@ _PRESENTATION = {
     "tensorboard_logdir",
     "wandb_project",
 }
+_BATCH = {"batches_per_update", "processes", "update_freq"}
+_BATCH_HINT = (
+    "What an update sees stays the same while `processes` times `update_freq` does, "
+    "or with `batches_per_update` in place of `update_freq`. "
+)
+_BY_UPDATES = re.compile(r"checkpoint_\d+_(\d+)\.pt")
+_BY_EPOCHS = re.compile(r"checkpoint(\d+)\.pt")
 
 
 class RunFolder:
@@ -94,7 +108,7 @@ class RunFolder:
         return (
             self._finished.is_file()
             and recorded is not None
-            and not _differing(recorded, config) - _PRESENTATION
+            and not _differing(recorded, config) - _PRESENTATION - {"processes"}
         )
 
     def check_goes_on(self, config: Config) -> None:
@@ -118,6 +132,7 @@ class RunFolder:
             )
             raise UserError(
                 f"`{self.path}` holds results of another configuration: {changes}. "
+                f"{_BATCH_HINT if 'processes' in keys else ''}"
                 "Give another `run` folder, or go on with the changed configuration "
                 "by --resume-anyway."
             )
@@ -134,6 +149,33 @@ class RunFolder:
     def record_end(self, progress: dict[str, float | None]) -> None:
         """Mark the run as complete: ``updates`` and ``seconds``, if they are known."""
         write_json(self._finished, progress)
+
+    def newest_checkpoints(self, count: int, *, by_epochs: bool = False) -> list[Path]:
+        """Return the checkpoints of the last updates or epochs, the oldest first.
+
+        They are those that ``save_interval_updates`` or the end of an epoch left;
+        there may be fewer than ``count``.
+
+        Raises:
+            UserError: there is none.
+        """
+        pattern = _BY_EPOCHS if by_epochs else _BY_UPDATES
+        numbered = sorted(
+            (int(match[1]), path)
+            for path in self.checkpoints.glob("*.pt")
+            if (match := pattern.fullmatch(path.name))
+        )
+        if not numbered:
+            kind, option = (
+                ("an epoch", "no_epoch_checkpoints: false")
+                if by_epochs
+                else ("some updates", "save_interval_updates")
+            )
+            raise UserError(
+                f"`{self.checkpoints}` must hold checkpoints of the end of {kind}, but "
+                f"has none: train with `{option}`."
+            )
+        return [path for _, path in numbered[-count:]]
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -154,7 +196,9 @@ class RunFolder:
 
 
 def _differing(one: Config, other: Config) -> set[str]:
-    return {key for key in one | other if one.get(key) != other.get(key)}
+    keys = {key for key in one | other if one.get(key) != other.get(key)}
+    same = batches_per_update(one) == batches_per_update(other)
+    return keys - _BATCH if same else keys
 
 
 def _shown(value: object) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -13,11 +14,38 @@ from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.fairseq_options import training_arguments
 from fairseq_plugins.pipeline.process import run_logged
 from fairseq_plugins.pipeline.run_folder import RunFolder
-from fairseq_plugins.pipeline.training_config import OURS, Config, binarised_folder
+from fairseq_plugins.pipeline.training_config import (
+    OURS,
+    Config,
+    binarised_folder,
+    update_freq,
+)
 
-__all__ = ["train", "training_command"]
+__all__ = ["follow", "follows", "num_processes", "train", "training_command"]
 
 logger = logging.getLogger(__name__)
+
+
+def follows() -> bool:
+    """Tell whether this is a process of ``torchrun`` and not its first.
+
+    Only the first keeps the run folder; the others train with it.
+    """
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0"
+
+
+def num_processes(config: Config) -> int:
+    """Return among how many processes fairseq will share a batch.
+
+    ``torchrun`` says it, else ``distributed_world_size``, else it is one for each GPU.
+    """
+    import torch
+
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    if "distributed_world_size" in config:
+        return int(config["distributed_world_size"])
+    return max(1, torch.cuda.device_count())
 
 
 def training_command(config: Config) -> list[str]:
@@ -33,6 +61,16 @@ def training_command(config: Config) -> list[str]:
     add_cpu = "cpu" not in options and not torch.cuda.is_available()
     if add_cpu:
         options["cpu"] = True
+    if "batches_per_update" in config:
+        if "update_freq" in config:
+            raise UserError(
+                "`update_freq` and `batches_per_update` must not both be given."
+            )
+        options["update_freq"] = update_freq(
+            config["batches_per_update"], num_processes(config)
+        )
+    if options.get("cpu") and num_processes(config) > 1:
+        options.setdefault("distributed_backend", "gloo")  # fairseq's is for GPUs
     arguments = training_arguments(options, also_known=OURS)
     if add_cpu:
         logger.info("No GPU here: training on the CPU (--cpu).")
@@ -87,6 +125,16 @@ def train(
     return 0
 
 
+def follow(config: Config, command: list[str]) -> None:
+    """Become fairseq, as one more process of the training that the first one keeps.
+
+    Returns only if there is nothing to train. Until all processes have met nobody
+    writes checkpoints, so that they all see the same ones and decide alike.
+    """
+    if not _has_all_updates(config, RunFolder(Path(config["run"]))):
+        os.execv(command[0], command)
+
+
 def _has_all_updates(config: Config, run: RunFolder) -> bool:
     """Tell whether the last checkpoint has ``max_update`` updates or more.
 
@@ -128,4 +176,5 @@ def _read_checkpoint(path: Path) -> tuple[int, float]:
             "folder in its place, or remove it to begin anew."
         ) from None
     updates = state["optimizer_history"][-1]["num_updates"]
-    return updates, state["extra_state"]["previous_training_time"]
+    # Several processes leave their mean of it, as a tensor.
+    return updates, float(state["extra_state"]["previous_training_time"])

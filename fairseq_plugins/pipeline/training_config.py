@@ -1,14 +1,17 @@
 """Read one flat YAML file and ``key=value`` overrides as a training configuration.
 
-Three keys are ours and the rest are options of ``fairseq-train``:
+These keys are ours and the rest are options of ``fairseq-train``:
 
 * ``data``: what ``scripts/prepare.py`` or ``fairseq-preprocess`` wrote;
 * ``run``: the folder that receives the results;
-* ``start_from``: optional, the checkpoint whose model the training starts with.
+* ``start_from``: optional, the checkpoint whose model the training starts with;
+* ``batches_per_update``: optional, instead of ``update_freq``, which is this divided by
+  the number of processes: the same training on any number of GPUs.
 
-``data_sha256`` and ``start_from_sha256`` pin the content of two of them. They are
-filled in when a run starts and stand in ``RUN/config.yaml``, so that a result is
-never taken for one on other data or from another start.
+``data_sha256`` and ``start_from_sha256`` pin the content of two of them, and
+``processes`` how many share a batch, if that is more than one. They are filled in when
+a run starts and stand in ``RUN/config.yaml``, so that a result is never taken for one
+on other data, from another start or with other batches.
 """
 from __future__ import annotations
 
@@ -26,15 +29,25 @@ from fairseq_plugins.pipeline.manifest import MANIFEST, PreparedCorpus
 __all__ = [
     "OURS",
     "Config",
+    "batches_per_update",
     "binarised_folder",
     "digest_of_data",
     "pin_inputs",
     "read_config",
+    "update_freq",
 ]
 
 Config = dict[str, Any]
 
-OURS = ("data", "data_sha256", "run", "start_from", "start_from_sha256")
+OURS = (
+    "batches_per_update",
+    "data",
+    "data_sha256",
+    "processes",
+    "run",
+    "start_from",
+    "start_from_sha256",
+)
 _PATHS = ("data", "run", "start_from")
 
 
@@ -96,18 +109,23 @@ def digest_of_data(data: Path, subsets: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def pin_inputs(config: Config, *, recorded: Config | None) -> Config:
+def pin_inputs(
+    config: Config, *, recorded: Config | None, processes: int = 1
+) -> Config:
     """Return the configuration with the digests of what it reads.
 
     Args:
         config: as :func:`read_config` returns it.
         recorded: the configuration of the results that the run folder holds already.
             They no longer need the checkpoint that they started from.
+        processes: how many share a batch now, whatever the configuration says.
 
     Raises:
         UserError: data or start are missing or not what the configuration pins.
     """
-    pinned = dict(config)
+    pinned = {key: value for key, value in config.items() if key != "processes"}
+    if processes > 1:
+        pinned["processes"] = processes
     _pin(pinned, "data", digest_of_data(Path(config["data"]), ("train", "valid")))
     if "start_from" in config:
         start = Path(config["start_from"])
@@ -118,6 +136,37 @@ def pin_inputs(config: Config, *, recorded: Config | None) -> Config:
         else:
             raise UserError(f"`start_from` must be a file, but `{start}` is none.")
     return pinned
+
+
+def batches_per_update(config: Config) -> list[int]:
+    """Return how many batches of all processes make an update, by epochs.
+
+    Eight processes give the gradient that one gives which accumulates eight.
+    """
+    if "batches_per_update" in config:
+        return [int(config["batches_per_update"])]
+    frequencies = config.get("update_freq", 1)
+    if not isinstance(frequencies, list):
+        frequencies = [frequencies]
+    return [int(config.get("processes", 1)) * int(each) for each in frequencies]
+
+
+def update_freq(batches: object, processes: int) -> int:
+    """Return how many batches each process accumulates.
+
+    Raises:
+        UserError: ``batches`` is no positive multiple of the processes.
+    """
+    if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
+        raise UserError(
+            f"`batches_per_update` must be a positive whole number, but is `{batches}`."
+        )
+    if batches % processes:
+        raise UserError(
+            "`batches_per_update` must be a multiple of the number of processes, but "
+            f"is {batches} for {processes}."
+        )
+    return batches // processes
 
 
 def _pin(config: Config, key: str, digest: str) -> None:

@@ -1,0 +1,257 @@
+"""Look at the machine: every fact by itself, and none of them may stop the others."""
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Iterable
+from urllib.parse import urlsplit
+
+__all__ = ["Gpu", "Machine", "RecipeNeeds", "Torch", "examine", "recipe_needs"]
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "numpy", "fairseq-fixed", "fairseq", "sacrebleu",
+            "sentencepiece", "PyYAML")  # fmt: skip
+_SECONDS = 120
+_NETWORK_SECONDS = 5.0
+
+_PYTHON_PROBE = """
+import importlib.metadata as metadata, json, os, sys, sysconfig
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        pass
+header = os.path.join(sysconfig.get_paths()["include"], "Python.h")
+print(json.dumps({"version": list(sys.version_info[:3]), "packages": found,
+                  "headers": os.path.isfile(header)}))
+"""
+_TORCH_PROBE = """
+import json, torch
+print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda,
+                  "sees_gpu": torch.cuda.is_available(),
+                  "architectures": torch.cuda.get_arch_list()}))
+"""
+_FAIRSEQ_PROBE = """
+import json, fairseq, fairseq_plugins
+from fairseq.criterions import CRITERION_REGISTRY
+fairseq_plugins.register()
+print(json.dumps({"registered": "soft_beam_search" in CRITERION_REGISTRY}))
+"""
+_RECIPE_PROBE = """
+import json, sys
+from fairseq_plugins.pipeline.recipe import load_recipe
+recipe = load_recipe(sys.argv[1])[1]
+archives = [{"bytes": each.bytes, "url": each.url} for each in recipe.archives]
+print(json.dumps({"archives": archives, "lines": [p.lines for p in recipe.train]}))
+"""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU, as ``nvidia-smi`` shows it; memory in MiB."""
+
+    name: str
+    memory: int
+    free_memory: int
+    capability: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Torch:
+    """What torch says of itself: its version, and which CUDA it was built for."""
+
+    version: str
+    cuda: str | None
+    sees_gpu: bool
+    architectures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RecipeNeeds:
+    """What a recipe asks for.
+
+    Attributes:
+        download: bytes of the archives whose size is known.
+        unknown: number of archives whose size is not known.
+        pairs: lines of the training parts whose number is known.
+        unknown_parts: number of training parts whose lines are not known.
+        hosts: where the archives come from.
+    """
+
+    download: int
+    unknown: int
+    pairs: int
+    unknown_parts: int
+    hosts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Facts; ``*_error`` says why something does not work, ``None`` that it does."""
+
+    python: str
+    python_version: tuple[int, ...]
+    packages: dict[str, str] = field(default_factory=dict)
+    torch: Torch | None = None
+    torch_error: str | None = None
+    fairseq_error: str | None = None
+    gpus: tuple[Gpu, ...] = ()
+    driver: str | None = None
+    driver_cuda: str | None = None
+    driver_error: str | None = None
+    compiler: str | None = None
+    headers: bool = False
+    disk: int = 0
+    out_error: str | None = None
+    shared_memory: int | None = None
+    cores: int = 1
+    host_errors: dict[str, str | None] = field(default_factory=dict)
+
+
+def examine(python: Path, out: Path, hosts: Iterable[str]) -> Machine:
+    """Look at this machine; takes seconds, and nothing is downloaded or changed.
+
+    Args:
+        python: the interpreter that would train.
+        out: folder for results, which need not exist.
+        hosts: to which a connection is tried, and given up after five seconds.
+    """
+    facts, python_error = _ask(python, _PYTHON_PROBE, *PACKAGES)
+    torch, torch_error = _ask(python, _TORCH_PROBE)
+    fairseq, fairseq_error = _ask(python, _FAIRSEQ_PROBE)
+    if fairseq and not fairseq["registered"]:
+        fairseq_error = "the criterion soft_beam_search is not registered"
+    gpus, driver, driver_cuda, driver_error = _nvidia()
+    place = _existing(out)
+    return Machine(
+        python=str(python),
+        python_version=tuple(facts["version"]) if facts else (),
+        packages=facts["packages"] if facts else {},
+        torch=_torch(torch) if torch else None,
+        torch_error=python_error or torch_error,
+        fairseq_error=python_error or fairseq_error,
+        gpus=gpus,
+        driver=driver,
+        driver_cuda=driver_cuda,
+        driver_error=driver_error,
+        compiler=next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None),
+        headers=bool(facts and facts["headers"]),
+        disk=shutil.disk_usage(place).free,
+        out_error=_why_not_writable(place),
+        shared_memory=_shared_memory(),
+        cores=os.cpu_count() or 1,
+        host_errors={host: _why_unreachable(host) for host in hosts},
+    )
+
+
+def recipe_needs(python: Path, recipe: str) -> tuple[RecipeNeeds | None, str | None]:
+    """Return what a recipe asks for, or why that is not known."""
+    found, error = _ask(python, _RECIPE_PROBE, recipe)
+    if not found:
+        return None, error
+    sizes = [each["bytes"] for each in found["archives"]]
+    urls = [each["url"] for each in found["archives"] if each["url"]]
+    needs = RecipeNeeds(
+        download=sum(filter(None, sizes)),
+        unknown=sizes.count(None),
+        pairs=sum(filter(None, found["lines"])),
+        unknown_parts=found["lines"].count(None),
+        hosts=tuple(dict.fromkeys(filter(None, (urlsplit(u).hostname for u in urls)))),
+    )
+    return needs, None
+
+
+def _ask(python: Path, code: str, *arguments: str) -> tuple[Any, str | None]:
+    """Run a probe in the interpreter; a crash in there is an answer, too."""
+    command = [str(python), "-c", code, *arguments]
+    try:
+        result = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=_SECONDS,
+            env={**os.environ, "PYTHONPATH": _with_root()},
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, str(error)
+    if result.returncode == 0:
+        return json.loads(result.stdout.strip().splitlines()[-1]), None
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    return None, lines[-1] if lines else f"it ended with status {result.returncode}"
+
+
+def _with_root() -> str:
+    given = os.environ.get("PYTHONPATH")
+    return os.pathsep.join([str(ROOT), given] if given else [str(ROOT)])
+
+
+def _torch(found: dict[str, Any]) -> Torch:
+    return Torch(**{**found, "architectures": tuple(found["architectures"])})
+
+
+def _nvidia() -> tuple[tuple[Gpu, ...], str | None, str | None, str | None]:
+    """Return GPUs, the driver's version and newest CUDA, and what is wrong with it."""
+    if shutil.which("nvidia-smi") is None:
+        return (), None, None, None
+    query = "name,memory.total,memory.free,compute_cap,driver_version"
+    try:
+        listed = _output("nvidia-smi", f"--query-gpu={query}",
+                         "--format=csv,noheader,nounits")  # fmt: skip
+        shown = re.search(r"CUDA Version:\s*([\d.]+)", _output("nvidia-smi"))
+        rows = list(csv.reader(listed.splitlines(), skipinitialspace=True))
+        gpus = tuple(
+            Gpu(name, int(total), int(free), _version(capability))
+            for name, total, free, capability, _ in rows
+        )
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stdout", None) or str(error)
+        return (), None, None, said.strip().splitlines()[0]
+    driver = rows[0][4] if rows else None
+    return gpus, driver, shown[1] if shown else None, None
+
+
+def _output(*command: str) -> str:
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=_SECONDS, check=True
+    )
+    return result.stdout
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, _, minor = text.partition(".")
+    return int(major), int(minor or 0)
+
+
+def _existing(path: Path) -> Path:
+    """Return the folder itself or the nearest one above it that is there."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def _why_not_writable(folder: Path) -> str | None:
+    if os.access(folder, os.W_OK | os.X_OK):
+        return None
+    return f"`{folder}` cannot be written"
+
+
+def _shared_memory() -> int | None:
+    folder = Path("/dev/shm")
+    return shutil.disk_usage(folder).free if folder.is_dir() else None
+
+
+def _why_unreachable(host: str) -> str | None:
+    """Ask for headers only, through a proxy if the environment names one."""
+    request = urllib.request.Request(f"https://{host}/", method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=_NETWORK_SECONDS).close()
+    except urllib.error.HTTPError:
+        return None  # it answered
+    except OSError as error:
+        return str(getattr(error, "reason", error))
+    return None

@@ -1,0 +1,120 @@
+"""Write the mean of several checkpoints' parameters as one checkpoint.
+
+    python scripts/average.py RUN --last-updates 5
+    python scripts/average.py RUN --last-epochs 10
+    python scripts/average.py CHECKPOINT CHECKPOINT ... --output FILE
+
+RUN is a folder written by scripts/train.py with `save_interval_updates` (and
+`keep_interval_updates`) or with epochs' checkpoints. The mean goes to
+RUN/checkpoints/checkpoint_average.pt unless --output says otherwise; evaluate it with
+`--checkpoint checkpoint_average.pt`. One checkpoint is open at a time. What was
+averaged before is not averaged again.
+"""
+from __future__ import annotations
+
+import _environment
+
+_environment.ensure()
+
+import argparse  # noqa: E402
+import logging  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+from fairseq_plugins.evaluation.average import average_checkpoints  # noqa: E402
+from fairseq_plugins.pipeline.errors import UserError, run_command_line  # noqa: E402
+from fairseq_plugins.pipeline.files import read_json, write_json  # noqa: E402
+from fairseq_plugins.pipeline.run_folder import RunFolder  # noqa: E402
+
+AVERAGE = "checkpoint_average.pt"
+
+logger = logging.getLogger("average")
+
+
+def main() -> None:
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.INFO)
+    arguments = _parse_arguments()
+    paths, output = _choose(arguments)
+    record = output.with_suffix(".json")
+    inputs = [_identity(path) for path in paths]
+    if output.is_file() and record.is_file() and read_json(record) == inputs:
+        print(f"`{output}` is the mean of these already: nothing to do.")
+        return
+    record.unlink(missing_ok=True)
+    for path in paths:
+        logger.info("%s", path)
+    average_checkpoints(paths, output)
+    write_json(record, inputs)
+    print(f"{output}: the mean of {len(paths)} checkpoints")
+
+
+def _choose(arguments: argparse.Namespace) -> tuple[list[Path], Path]:
+    """Return what to average, the oldest first, and where to."""
+    paths: list[Path] = arguments.paths
+    updates, epochs = arguments.last_updates, arguments.last_epochs
+    count = updates or epochs
+    if not count:
+        if arguments.output is None:
+            raise UserError("`--output` must be given with checkpoints to average.")
+        return _checkpoints(paths), arguments.output
+    if len(paths) != 1 or not paths[0].is_dir():
+        raise UserError(
+            "`--last-updates` and `--last-epochs` must have one run folder, but have "
+            f"`{' '.join(map(str, paths))}`."
+        )
+    run = RunFolder(paths[0])
+    run.read_config()  # refuses any other folder
+    newest = run.newest_checkpoints(count, by_epochs=bool(epochs))
+    if len(newest) < count:
+        logger.warning("`%s` has only %d of %d.", paths[0], len(newest), count)
+    return newest, arguments.output or run.checkpoints / AVERAGE
+
+
+def _checkpoints(paths: list[Path]) -> list[Path]:
+    for path in paths:
+        if path.is_dir():
+            raise UserError(
+                f"`--last-updates` or `--last-epochs` must be given with the run "
+                f"folder `{path}`."
+            )
+        if not path.is_file():
+            raise UserError(f"checkpoint `{path}` does not exist.")
+    return paths
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    """Tell a checkpoint from another without reading its gigabytes."""
+    status = path.stat()
+    return {
+        "file": str(path.resolve()),
+        "bytes": status.st_size,
+        "modified_ns": status.st_mtime_ns,
+    }
+
+
+def _parse_arguments() -> argparse.Namespace:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("paths", type=Path, nargs="+", metavar="RUN or CHECKPOINT")
+    last = parser.add_mutually_exclusive_group()
+    last.add_argument("--last-updates", type=_positive, metavar="N",
+                      help="the last N that were saved by updates")  # fmt: skip
+    last.add_argument("--last-epochs", type=_positive, metavar="N",
+                      help="the last N that were saved after an epoch")  # fmt: skip
+    add("--output", type=Path, metavar="FILE")
+    return parser.parse_args()
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, but is {value}")
+    return value
+
+
+if __name__ == "__main__":
+    run_command_line(main)

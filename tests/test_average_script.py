@@ -1,0 +1,89 @@
+"""scripts/average.py: which checkpoints it takes, and that it does nothing twice."""
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.pipeline.run_folder import RunFolder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder whose checkpoints hold their own number as their only weight."""
+    folder = RunFolder(tmp_path / "run")
+    folder.record_start({"data": "d", "run": str(tmp_path / "run")}, "command")
+    folder.checkpoints.mkdir()
+    for name, number in {
+        "1_9": 9, "1_10": 10, "2_100": 100, "3": 3, "12": 12,
+        "best": 1000, "last": 1000, ".best_loss_2.5": 1000,
+    }.items():  # fmt: skip
+        separator = "" if name[0].isdigit() and "_" not in name else "_"
+        path = folder.checkpoints / f"checkpoint{separator}{name}.pt"
+        torch.save({"model": {"weight": torch.tensor([float(number)])}}, path)
+    return folder.path
+
+
+def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "average.py"), *map(str, arguments)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def weight(path: Path) -> float:
+    return float(torch.load(path, weights_only=True)["model"]["weight"])
+
+
+def test_the_last_are_those_of_the_highest_number(run: Path) -> None:
+    folder = RunFolder(run)
+
+    def names(*args: int, **options: bool) -> list[str]:
+        return [path.stem for path in folder.newest_checkpoints(*args, **options)]
+
+    assert names(2) == ["checkpoint_1_10", "checkpoint_2_100"]
+    assert names(9) == ["checkpoint_1_9", "checkpoint_1_10", "checkpoint_2_100"]
+    assert names(1, by_epochs=True) == ["checkpoint12"]
+
+
+@pytest.mark.parametrize("by_epochs", [True, False])
+def test_a_run_without_such_checkpoints_is_told_the_option(
+    tmp_path: Path, by_epochs: bool
+) -> None:
+    option = "no_epoch_checkpoints: false" if by_epochs else "save_interval_updates"
+    with pytest.raises(UserError, match=option):
+        RunFolder(tmp_path).newest_checkpoints(3, by_epochs=by_epochs)
+
+
+def test_the_mean_is_made_once_and_anew_when_training_went_on(run: Path) -> None:
+    average = run / "checkpoints" / "checkpoint_average.pt"
+    assert call(run, "--last-updates", 2).returncode == 0
+    assert weight(average) == 55
+    made = average.stat().st_mtime_ns
+    assert "nothing to do" in call(run, "--last-updates", 2).stdout
+    assert average.stat().st_mtime_ns == made
+    newest = run / "checkpoints" / "checkpoint_2_200.pt"
+    torch.save({"model": {"weight": torch.tensor([200.0])}}, newest)
+    assert call(run, "--last-updates", 2).returncode == 0
+    assert weight(average) == 150
+
+
+def test_paths_are_averaged_where_output_says(run: Path, tmp_path: Path) -> None:
+    paths = [run / "checkpoints" / f"checkpoint{n}.pt" for n in (3, 12)]
+    assert call(*paths, "--output", tmp_path / "mean.pt").returncode == 0
+    assert weight(tmp_path / "mean.pt") == 7.5
+
+
+def test_mistakes_are_named(run: Path, tmp_path: Path) -> None:
+    for arguments, message in (
+        ([run, "--output", tmp_path / "m.pt"], "must be given with the run folder"),
+        ([tmp_path, "--last-updates", 2], "must be a run folder of scripts/train.py"),
+    ):
+        result = call(*arguments)
+        assert result.returncode == 2 and message in result.stderr
+        assert "Traceback" not in result.stderr

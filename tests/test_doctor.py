@@ -1,0 +1,208 @@
+"""What scripts/doctor.py says of machines that are not this one, and of this one."""
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from fairseq_plugins.doctor.checks import Finding, check
+from fairseq_plugins.doctor.machine import Gpu, Machine, RecipeNeeds, Torch
+from fairseq_plugins.doctor.needs import MODELS, checkpoint_bytes, training_bytes
+
+GIB = 1 << 30
+A100 = Gpu("A100", 81920, 80000, (8, 0))
+GOOD = Machine(
+    python="python3.11",
+    python_version=(3, 11, 7),
+    packages={"sacrebleu": "2.6.0", "sentencepiece": "0.2.3"},
+    torch=Torch("2.13.0", "12.8", True, ("sm_75", "sm_80", "sm_90")),
+    gpus=(A100,),
+    driver="570.86",
+    driver_cuda="12.8",
+    compiler="/usr/bin/c++",
+    headers=True,
+    disk=500 * GIB,
+    shared_memory=8 * GIB,
+)
+NEEDS = RecipeNeeds(2 * GIB, 0, 4_500_000, 0, ("data.example",))
+
+
+def bad(machine: Machine, **options: object) -> list[Finding]:
+    findings = check(machine, **options)  # type: ignore[arg-type]
+    return [finding for finding in findings if finding.level != "ok"]
+
+
+def changed(**facts: object) -> Machine:
+    return dataclasses.replace(GOOD, **facts)  # type: ignore[arg-type]
+
+
+def test_nothing_is_wrong_with_a_good_machine() -> None:
+    assert not bad(GOOD, model="big", needs=NEEDS)
+
+
+CPU_TORCH = Torch("2.13.0+cpu", None, False)
+
+
+@pytest.mark.parametrize(
+    ("facts", "stage", "level", "what", "mend"),
+    [
+        ({"python_version": (3, 13, 0)}, "setup", "problem", "Python 3.13.0", "3.12"),
+        ({"python_version": (3, 9, 1)}, "setup", "problem", "Python 3.9.1", "3.10"),
+        ({"torch": None, "torch_error": "No module named 'torch'"},
+         "setup", "problem", "No module named 'torch'", "setup.sh"),
+        ({"fairseq_error": "No module named 'fairseq'"},
+         "setup", "problem", "No module named 'fairseq'", "setup.sh"),
+        ({"out_error": "`/x` cannot be written"}, "prepare", "problem", "/x", "--out"),
+        ({"disk": GIB}, "prepare", "problem", "1.0 GiB free", "--out"),
+        ({"host_errors": {"data.example": "timed out"}},
+         "prepare", "problem", "data.example cannot be reached (timed", "--source"),
+        ({"torch": CPU_TORCH}, "train", "problem", "built for the CPU", "CUDA 12.8"),
+        ({"driver_cuda": "11.4", "driver": "470.1"},
+         "train", "problem", "driver 470.1 runs CUDA up to 11.4", "update the driver"),
+        ({"torch": dataclasses.replace(GOOD.torch, sees_gpu=False)},
+         "train", "problem", "torch sees no GPU", "CUDA_VISIBLE_DEVICES"),
+        ({"gpus": (Gpu("P100", 16384, 16000, (6, 0)),)},
+         "train", "problem", "not built for P100 (compute capability 6.0)", "older"),
+        ({"gpus": (Gpu("T4", 16384, 16000, (7, 5)),)},
+         "train", "warning", "T4 has no bfloat16", "bf16=null fp16=true"),
+        ({"gpus": (dataclasses.replace(A100, free_memory=2000),)},
+         "train", "warning", "GPU memory: 2.0 GiB free", "halve max_tokens"),
+        ({"gpus": (), "torch": CPU_TORCH}, "train", "warning", "no NVIDIA GPU", "GPU"),
+        ({"gpus": (), "driver_error": "Driver/library version mismatch"},
+         "train", "problem", "Driver/library version mismatch", "driver"),
+        ({"shared_memory": 64 << 20}, "train", "warning", "0.1 GiB free", "--shm-size"),
+        ({"packages": {"sentencepiece": "1"}},
+         "evaluate", "problem", "sacrebleu is not installed", "setup.sh"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_with_its_mend(
+    facts: dict[str, object], stage: str, level: str, what: str, mend: str
+) -> None:
+    found = bad(changed(**facts), model="base", needs=NEEDS)
+    [finding] = [each for each in found if each.stage == stage and what in each.what]
+    assert finding.level == level
+    assert mend in finding.mend
+    others = {each.stage for each in found} - {stage}
+    shared = {"train", "evaluate"}  # these want disk and GPU memory, too
+    assert not others - (shared if facts.keys() & {"disk", "gpus"} else set())
+
+
+@pytest.mark.parametrize(
+    ("newer", "fine"), [("12.4", True), ("13.0", True), ("11.8", False)]
+)
+def test_a_driver_runs_all_of_its_major_version_and_what_is_older(
+    newer: str, fine: bool
+) -> None:
+    assert bool(bad(changed(driver_cuda=newer))) != fine
+
+
+def test_a_missing_compiler_matters_only_while_fairseq_is_not_built() -> None:
+    assert not bad(changed(compiler=None, headers=False))
+    found = bad(changed(compiler=None, headers=False, fairseq_error="no"))
+    assert [each.what for each in found][1:] == [
+        "C++ compiler: none", "Python's headers: missing"
+    ]  # fmt: skip
+
+
+def test_local_files_need_neither_network_nor_room_for_archives() -> None:
+    tight = changed(disk=5 * GIB, host_errors={"data.example": "no route"})
+    assert len(bad(tight, needs=NEEDS)) == 2
+    assert not bad(tight, needs=NEEDS, has_source=True)
+
+
+def test_what_is_unknown_is_said() -> None:
+    needs = dataclasses.replace(NEEDS, unknown=2, unknown_parts=1)
+    [disk] = [f for f in check(GOOD, needs=needs) if "corpus" in f.what]
+    beside = "besides 2 archives of unknown size and 1 parts of unknown length"
+    assert beside in disk.what
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("lstm", "wmt14_en_fr_lstm"), ("base", "wmt14_en_de_base"),
+     ("big", "wmt14_en_de_big")],
+)  # fmt: skip
+def test_the_estimates_are_of_the_configurations_own_models(
+    model: str, name: str, task: object
+) -> None:
+    import torch
+    from fairseq import models, options
+    from fairseq.data import Dictionary
+
+    from fairseq_plugins.pipeline.fairseq_options import training_arguments
+    from fairseq_plugins.pipeline.training_config import OURS, read_config
+
+    config = read_config(ROOT / "configs" / f"{name}.yaml")
+    arguments = training_arguments({k: v for k, v in config.items() if k not in OURS})
+    args = options.parse_args_and_arch(
+        options.get_training_parser(), ["data", *arguments]
+    )
+    dictionary = Dictionary()
+    for number in range(32000 - len(dictionary)):
+        dictionary.add_symbol(f"w{number}")
+
+    class Task:
+        source_dictionary = target_dictionary = dictionary
+
+    with torch.device("meta"):
+        built = models.ARCH_MODEL_REGISTRY[args.arch].build_model(args, Task)
+    size, beam = MODELS[model], read_config(ROOT / "configs" / f"{name}_soft_beam.yaml")
+    parameters = sum(each.numel() for each in built.parameters())
+    assert parameters == pytest.approx(size.parameters, rel=0.01)
+    assert beam["max_tokens"] == size.tokens
+    assert beam["batches_per_update"] == size.batches_per_update
+    assert config["keep_interval_updates"] == size.kept
+    assert checkpoint_bytes(model) > 14 * parameters * size.kept
+    assert training_bytes(model) > 20 * parameters
+
+
+def call(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "doctor.py"), *map(str, arguments)],
+        env={**os.environ, **env}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def fake(path: Path, *lines: str) -> Path:
+    path.write_text("#!/bin/sh\n" + "\n".join(lines) + "\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_the_command_examines_this_machine_and_a_driver_that_is_too_old(
+    tmp_path: Path,
+) -> None:
+    smi = tmp_path / "nvidia-smi"
+    fake(smi, 'case "$1" in --query*) echo "Tesla K80, 11441, 11000, 3.7, 450.80";;',
+         '*) echo "| Driver Version: 450.80  CUDA Version: 9.2 |";; esac')  # fmt: skip
+    result = call(
+        "--json", "--recipe", "wmt14-en-de", "--source", tmp_path, "--model", "base",
+        "--python", sys.executable, PATH=f"{tmp_path}:{os.environ['PATH']}",
+    )  # fmt: skip
+    findings = json.loads(result.stdout)
+    assert result.returncode == any(f["level"] == "problem" for f in findings)
+    whats = [finding["what"] for finding in findings]
+    assert "Tesla K80, 11.2 GiB" in whats
+    assert "fairseq loads the plug-in" in whats
+    assert any("for the corpus" in what for what in whats)
+    assert not any("network" in what for what in whats)  # the files are here
+    import torch
+
+    wrong = "CUDA up to 9.2" if torch.version.cuda else "built for the CPU only"
+    assert any(wrong in f["what"] and f["level"] == "problem" for f in findings)
+
+
+def test_without_torch_and_with_another_python_it_still_answers(tmp_path: Path) -> None:
+    python = fake(tmp_path / "python", "echo ImportError: broken >&2", "exit 1")
+    result = call("--python", python, "--stage", "setup")
+    assert result.returncode == 1
+    assert f"setup     PROBLEM  Python does not run ({python})" in result.stdout
+    assert "torch: ImportError: broken" in result.stdout
+    assert result.stdout.endswith("setup cannot run yet.\n")
+    assert "Traceback" not in result.stderr
