@@ -20,7 +20,7 @@ from fairseq_plugins.pipeline.manifest import PreparedCorpus
 from fairseq_plugins.pipeline.run_folder import RunFolder
 from fairseq_plugins.pipeline.training_config import digest_of_data
 
-__all__ = ["Row", "evaluate_run"]
+__all__ = ["Row", "evaluate_run", "find_checkpoint"]
 
 Row = dict[str, Any]
 
@@ -61,7 +61,7 @@ def evaluate_run(
     _check_unchanged(folder, data)
     corpus = PreparedCorpus.load(data)
     subset, text = corpus.subset(subset)
-    path = _find_checkpoint(folder, checkpoint)
+    path = find_checkpoint(folder, checkpoint)
     identity = {
         "subset": subset,
         "title": text.title,
@@ -135,7 +135,12 @@ def _decode(model: Any, pieces: str) -> str:
     return text.replace("\n", " ")
 
 
-def _find_checkpoint(folder: RunFolder, checkpoint: str) -> Path:
+def find_checkpoint(folder: RunFolder, checkpoint: str) -> Path:
+    """Return the path of ``best``, of ``last``, of a name in the run, or of a file.
+
+    Raises:
+        UserError: there is none.
+    """
     names = {"best": "checkpoint_best.pt", "last": "checkpoint_last.pt"}
     path = folder.checkpoints / names.get(checkpoint, checkpoint)
     if not path.is_file():

@@ -11,19 +11,24 @@ import yaml
 
 from fairseq_plugins.pipeline.errors import UserError, did_you_mean
 
-__all__ = ["read_yaml"]
+__all__ = ["build", "read_yaml"]
 
 T = TypeVar("T")
 
-_RULES = {str: "text", int: "a whole number", float: "a number"}
+_RULES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
 
 
 def read_yaml(path: Path, kind: type[T]) -> T:
     """Build a dataclass from a YAML mapping.
 
-    Fields may be ``str``, ``int``, ``float``, dataclasses, ``tuple[X, ...]`` and
-    ``X | None``. A field without a default must be given. What a dataclass itself
-    raises as ``UserError`` is reported with the file and the place in it.
+    Fields may be ``str``, ``int``, ``float``, ``bool``, dataclasses,
+    ``tuple[X, ...]`` and ``X | None``. A field without a default must be given. What a
+    dataclass itself raises as ``UserError`` is reported with the file and the place.
 
     Raises:
         UserError: the file is no YAML mapping; a key is unknown, missing or given
@@ -36,9 +41,14 @@ def read_yaml(path: Path, kind: type[T]) -> T:
     except yaml.YAMLError as error:
         raise UserError(f"`{path}` is not valid YAML: {error}.") from None
     try:
-        return typing.cast(T, _build(kind, content, ""))
+        return build(kind, content)
     except UserError as error:
         raise UserError(f"`{path}`: {error}") from None
+
+
+def build(kind: type[T], content: Any) -> T:
+    """Build a dataclass from a parsed mapping, by the rules of `read_yaml`."""
+    return typing.cast(T, _build(kind, content, ""))
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -74,7 +84,7 @@ def _build(kind: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build_dataclass(kind, value, path)
     allowed = (int, float) if kind is float else kind
-    if not isinstance(value, allowed) or isinstance(value, bool):
+    if not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
         hint = " Put it in quotes." if kind is str and value is not None else ""
         raise UserError(
             f"{_place(path)} must be {_RULES[kind]}, but is `{value}`.{hint}"
