@@ -1,11 +1,11 @@
-"""The states of a training set with the tokens that followed, and who is near."""
+"""The states of a training set with the tokens that followed, and what is near."""
 from __future__ import annotations
 
 import logging
 import math
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy
 import torch
@@ -21,6 +21,11 @@ logger = logging.getLogger(__name__)
 
 CELL_ITERATIONS = 5
 KEYS_PER_CELL = 40  # to find the centres by; others only join their cells
+# Queries (n, D) and K to squared distances and numbers of entries, (n, K) each.
+Search = Callable[[numpy.ndarray, int], tuple[numpy.ndarray, numpy.ndarray]]
+
+CELL_ITERATIONS = 5
+KEYS_PER_CELL = 40  # to find the centres by; the others only join their cells
 _SECONDS_BETWEEN_REPORTS = 5.0
 
 
@@ -37,7 +42,7 @@ class Neighbours(NamedTuple):
 
 
 class Datastore:
-    """Exact search, by faiss, among all target positions of a subset.
+    """All target positions of a subset, searched by faiss or by scikit-learn.
 
     Args:
         keys: states, float32, shape (N, D).
@@ -47,40 +52,39 @@ class Datastore:
             query only (faiss' IVF index): much faster, and nearly the same.
 
     Raises:
-        UserError: faiss is not installed.
+        UserError: the approximate search is wanted and faiss is not installed.
     """
 
     def __init__(
         self, keys: numpy.ndarray, tokens: numpy.ndarray, *, probes: int = 0
     ) -> None:
-        try:
-            import faiss
-        except ImportError:
-            raise UserError(
-                "the search needs faiss, which is not installed: "
-                "pip install faiss-cpu (or the extra `knn`)."
-            ) from None
-        faiss.omp_set_num_threads(torch.get_num_threads())
-        self._index = faiss.IndexFlatL2(keys.shape[1])
-        if probes:
-            cells = max(1, round(2 * math.sqrt(len(keys))))
-            self._index = faiss.IndexIVFFlat(self._index, keys.shape[1], cells)
-            self._index.cp.niter = CELL_ITERATIONS
-            self._index.cp.max_points_per_centroid = KEYS_PER_CELL
-            self._index.cp.min_points_per_centroid = 1
-            self._index.train(keys)
-            self._index.nprobe = probes
-        self._index.add(keys)
+        self._search = _approximate(keys, probes) if probes else _exact(keys)
         self._tokens = torch.from_numpy(tokens)
 
     def __len__(self) -> int:
         return len(self._tokens)
 
     def search(self, queries: Tensor, num_neighbours: int) -> Neighbours:
-        """Return the nearest entries of (queries, D) states."""
-        found = self._index.search(queries.float().numpy(), num_neighbours)
-        distances, entries = map(torch.from_numpy, found)
-        return Neighbours(distances.clamp_min(0), self._tokens[entries])
+        """Return the nearest entries of (queries, D) states.
+
+        Raises:
+            UserError: the datastore has fewer entries.
+        """
+        if num_neighbours > len(self):
+            raise UserError(
+                f"the number of neighbours must be {len(self)} or less, the size of "
+                f"the datastore, but is {num_neighbours}."
+            )
+        distances, entries = self._search(queries.float().numpy(), num_neighbours)
+        if (entries < 0).any():
+            raise UserError(
+                f"the cells hold fewer than {num_neighbours} entries: give a greater "
+                "number of `probes`, or 0 for the exact search."
+            )
+        return Neighbours(
+            torch.from_numpy(distances).float().clamp_min(0),
+            self._tokens[torch.from_numpy(entries)],
+        )
 
     @classmethod
     def of(
@@ -91,6 +95,42 @@ class Datastore:
             _write(loaded, subset, path)
         with numpy.load(path) as kept:
             return cls(kept["keys"], kept["tokens"], probes=probes)
+
+
+def _exact(keys: numpy.ndarray) -> Search:
+    """Return a search of all keys: faiss' if it is installed, it is faster."""
+    try:
+        import faiss
+    except ImportError:
+        from sklearn.neighbors import NearestNeighbors
+
+        found = NearestNeighbors(algorithm="brute", metric="sqeuclidean").fit(keys)
+        return lambda queries, k: found.kneighbors(queries, k)
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatL2(keys.shape[1])
+    index.add(keys)
+    return index.search
+
+
+def _approximate(keys: numpy.ndarray, probes: int) -> Search:
+    try:
+        import faiss
+    except ImportError:
+        raise UserError(
+            "the approximate search needs faiss, which is not installed: "
+            "pip install faiss-cpu (or the extra `knn`), or search exactly."
+        ) from None
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    size = keys.shape[1]
+    cells = max(1, round(2 * math.sqrt(len(keys))))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(size), size, min(cells, len(keys)))
+    index.cp.niter = CELL_ITERATIONS
+    index.cp.max_points_per_centroid = KEYS_PER_CELL
+    index.cp.min_points_per_centroid = 1
+    index.train(keys)
+    index.add(keys)
+    index.nprobe = probes
+    return index.search
 
 
 def _write(loaded: Loaded, subset: str, path: Path) -> None:

@@ -75,9 +75,8 @@ def select_hard(distances: Tensor, k: int, *, epsilon: float | Tensor) -> Tensor
     """
     chosen = distances.topk(k, largest=False).indices
     is_chosen = torch.zeros_like(distances, dtype=torch.bool).scatter(-1, chosen, True)
-    return select_softmax(
-        distances.masked_fill(~is_chosen, math.inf), k, epsilon=epsilon
-    )
+    logits = (-2 * distances / _column(epsilon)).masked_fill(~is_chosen, -math.inf)
+    return torch.log_softmax(logits, -1) + math.log(k)
 
 
 SELECTIONS: dict[str, Selection] = {
