@@ -8,8 +8,9 @@
 All methods get the same network, images and number of updates; the settings are those
 of configs/knn, or of --config, and key=value changes them. Trainings are kept under
 --runs: what is done is not done again, and what was stopped goes on. The results go to
---results as JSON, and --picture FILE draws them. To choose settings use --on valid,
-which holds out a part of the training images and leaves the test images alone.
+--results as JSON (docs/knn.md gets the table of the digits), and --picture FILE draws
+them. To choose settings use --on valid, which holds out a part of the training images
+and leaves the test images alone.
 """
 from __future__ import annotations
 
@@ -17,7 +18,6 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 import _environment
 
@@ -25,8 +25,8 @@ _environment.ensure()
 
 import torch  # noqa: E402
 
-from fairseq_plugins.evaluation.table import format_table  # noqa: E402
 from fairseq_plugins.knn import images, picture  # noqa: E402
+from fairseq_plugins.knn.report import markdown, plain  # noqa: E402
 from fairseq_plugins.knn.settings import (  # noqa: E402
     METHODS,
     Settings,
@@ -35,15 +35,18 @@ from fairseq_plugins.knn.settings import (  # noqa: E402
 )
 from fairseq_plugins.knn.study import Study, hold_out  # noqa: E402
 from fairseq_plugins.pipeline.errors import UserError, run_command_line  # noqa: E402
-from fairseq_plugins.pipeline.files import write_json  # noqa: E402
+from fairseq_plugins.pipeline.files import write_between, write_json  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results" / "knn"
+PAGE = ROOT / "docs" / "knn.md"
 
 
 def main() -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("fairseq_plugins").setLevel(logging.INFO)
     options = _parse()
+    device = _device(options.device)
     if options.picture:
         picture.require()
     data = "mnist" if options.mnist else "cifar10" if options.cifar10 else "digits"
@@ -55,7 +58,7 @@ def main() -> None:
         methods=options.methods,
         seeds=options.seeds,
         folder=options.runs,
-        device=_device(options.device),
+        device=device,
     )
     study.run()
     summary = study.summary()
@@ -63,7 +66,9 @@ def main() -> None:
     write_json(options.results / f"{name}.json", {"on": options.on, **summary})
     if options.picture:
         picture.draw(study, summary, options.picture)
-    print(_table(summary))
+    if options.on == "test" and options.results == RESULTS and data == "digits":
+        write_between(PAGE, "digits", markdown(summary))
+    print(plain(summary))
 
 
 def _settings(options: argparse.Namespace, data: str) -> Settings:
@@ -94,30 +99,6 @@ def _device(name: str) -> str:
     return name
 
 
-def _table(summary: dict[str, Any]) -> str:
-    headings = ["method", "accuracy %", "95 % interval", "each seed", "minus ce",
-                "95 % interval", "seconds"]  # fmt: skip
-    rows = []
-    for row in summary["results"]:
-        difference = row.get("difference_from_ce")
-        rows.append(
-            [
-                row["title"],
-                100 * row["accuracy"]["value"],
-                _interval(row["accuracy"]),
-                " ".join(f"{100 * each:.2f}" for each in row["by_seed"]),
-                difference and 100 * difference["value"],
-                difference and _interval(difference),
-                row["seconds_per_training"],
-            ]
-        )
-    return format_table(headings, rows)
-
-
-def _interval(estimate: dict[str, float]) -> str:
-    return f"{100 * estimate['low']:.2f} to {100 * estimate['high']:.2f}"
-
-
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -133,7 +114,7 @@ def _parse() -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N")
     add("--on", choices=("test", "valid"), default="test")
     add("--runs", type=Path, default=Path("runs/knn"), metavar="FOLDER")
-    add("--results", type=Path, default=Path("results/knn"), metavar="FOLDER")
+    add("--results", type=Path, default=RESULTS, metavar="FOLDER")
     add("--picture", type=Path, metavar="FILE", help="a PNG; needs matplotlib")
     add("--device", default="cpu")
     return parser.parse_args()

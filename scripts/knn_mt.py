@@ -91,10 +91,13 @@ def _parse() -> argparse.Namespace:
         metavar="SYSTEM",
         help=f"of {', '.join(SYSTEMS)} (default: soft)")  # fmt: skip
     add("--beam", type=int, default=5, metavar="K")
-    add("--neighbours", type=int, default=defaults.num_neighbours, metavar="N",
-        help=f"looked up at each step (default: {defaults.num_neighbours})")  # fmt: skip
+    add("--neighbours", type=int, default=defaults.num_neighbours,
+        metavar="N",
+        help=f"looked up at each step (default: {defaults.num_neighbours})",
+    )  # fmt: skip
     add("--probes", type=int, default=defaults.probes, metavar="P",
-        help="cells that an approximate index looks into; 0: exact (default)")  # fmt: skip
+        help="cells that an approximate index looks into (default: 0, exact)",
+    )  # fmt: skip
     add("--updates", type=int, default=defaults.updates, metavar="N",
         help=f"of learning the weights (default: {defaults.updates})")  # fmt: skip
     add("--seed", type=int, default=defaults.seed)

@@ -117,7 +117,9 @@ class Evil:
         (b"nonsense", "must be a python batch of CIFAR-10"),
         (pickle.dumps({b"labels": [1]}), "must be a python batch of CIFAR-10"),
         (
-            pickle.dumps({b"data": numpy.zeros((2, 5), numpy.uint8), b"labels": [1, 2]}),
+            pickle.dumps(
+                {b"data": numpy.zeros((2, 5), numpy.uint8), b"labels": [1, 2]}
+            ),
             "must be 2 x 3072 bytes",
         ),
         (

@@ -213,7 +213,8 @@ def test_the_command_trains_on_idx_files_and_writes_everything(tmp_path):
     assert len(rows["soft"]["by_seed"]) == 2 and len(rows["raw"]["by_seed"]) == 1
     assert "difference_from_ce" in rows["soft"]
     assert result["settings"]["updates"] == 12
-    assert re.search(r"kNN trained by SOFT top-k +\d+\.\d\d", done.stdout)
+    row = r"kNN trained by SOFT top-k +\d+\.\d\d +\d+\.\d\d to 100"
+    assert re.search(row, done.stdout)
     again = knn(*options)
     assert again.stdout == done.stdout and "updates, loss" not in again.stderr
 

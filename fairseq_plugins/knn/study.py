@@ -48,8 +48,8 @@ class Study:
         splits: every test image is classified by a model of its own split.
         methods: of `METHODS`; ``ce_head`` comes with ``ce``.
         seeds: one training each.
-        folder: where cells are kept; each combination of settings and images gets a
-            folder of its own in it.
+        folder: where cells are kept, in one folder for each method and all that its
+            training depends on.
         device: such as ``cpu``.
     """
 
@@ -68,8 +68,8 @@ class Study:
         self.seeds = list(seeds)
         self.methods = [name for name in METHODS if name in methods]
         self.device = device
-        digest = _digest(settings, splits)
-        self.folder = folder / f"{settings.data}-{digest[:10]}"
+        self._folder = folder
+        self._digest_of_images = _digest_of(splits)
 
     def run(self) -> None:
         """Do what has not been done."""
@@ -132,7 +132,13 @@ class Study:
         return self.seeds[:1] if method == "raw" else self.seeds  # pixels have no seed
 
     def _path(self, cell: Cell) -> Path:
-        return self.folder / f"{cell.name}.json"
+        content = dataclasses.asdict(self.settings)
+        # What smooths one method does not touch the others.
+        content["epsilons"] = content["epsilons"].get(cell.method)
+        text = json.dumps([content, self._digest_of_images], sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        name = f"{self.settings.data}-{cell.method}-{digest}"
+        return self._folder / name / f"{cell.name}.json"
 
     def _do(self, cell: Cell, title: str) -> None:
         train_images, test_images = self.splits[cell.split]
@@ -212,9 +218,8 @@ def _trained(method: str) -> str:
     return "ce" if method == "ce_head" else method
 
 
-def _digest(settings: Settings, splits: Sequence[Split]) -> str:
+def _digest_of(splits: Sequence[Split]) -> str:
     digest = hashlib.sha256()
-    digest.update(json.dumps(dataclasses.asdict(settings), sort_keys=True).encode())
     for split in splits:
         for images in split:
             digest.update(images.pixels.numpy().tobytes())
