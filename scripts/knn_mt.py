@@ -93,11 +93,9 @@ def _parse() -> argparse.Namespace:
     add("--beam", type=int, default=5, metavar="K")
     add("--neighbours", type=int, default=defaults.num_neighbours,
         metavar="N",
-        help=f"looked up at each step (default: {defaults.num_neighbours})",
-    )  # fmt: skip
+        help=f"looked up each step (default: {defaults.num_neighbours})")  # fmt: skip
     add("--probes", type=int, default=defaults.probes, metavar="P",
-        help="cells that an approximate index looks into (default: 0, exact)",
-    )  # fmt: skip
+        help="cells an approximate index looks into (default: 0, exact)")  # fmt: skip
     add("--updates", type=int, default=defaults.updates, metavar="N",
         help=f"of learning the weights (default: {defaults.updates})")  # fmt: skip
     add("--seed", type=int, default=defaults.seed)
