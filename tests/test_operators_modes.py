@@ -6,6 +6,7 @@ import torch
 
 from fairseq_plugins.operators import (
     nested_soft_topk,
+    neuralsort_topk,
     pooled_soft_topk,
     soft_topk,
     soft_topk_logits,
@@ -19,6 +20,7 @@ OPERATORS = [
     sorted_soft_topk,
     nested_soft_topk,
     softsort_topk,
+    neuralsort_topk,
 ]
 
 

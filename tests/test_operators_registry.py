@@ -13,13 +13,14 @@ from fairseq_plugins.operators import (
     get_sorted_operator,
     hard_topk,
     nested_soft_topk,
+    neuralsort_topk,
     sinkhorn_topk,
     soft_topk,
     softsort_topk,
     sorted_soft_topk,
 )
 
-EXACT = ("ot", "nested", "softsort", "hard")
+EXACT = ("ot", "nested", "softsort", "neuralsort", "hard")
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_gradient_with_ranks_masks_and_epsilons_per_row(rng):
     scores = torch.randn(3, 5, generator=rng, dtype=torch.float64, requires_grad=True)
     epsilon = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
     k, mask = torch.tensor([2, 1, 3]), torch.tensor([True, True, True, False, True])
-    for name in ("ot", "nested", "softsort"):
+    for name in ("ot", "nested", "softsort", "neuralsort"):
         operator = get_sorted_operator(name)
         assert torch.autograd.gradcheck(
             lambda s, e: operator(s, k, epsilon=e, mask=mask), (scores, epsilon)
@@ -123,10 +124,19 @@ def test_softsort_is_its_formula():
     torch.testing.assert_close(softsort_topk(scores, 2, epsilon=1.0)[:, 0], expected)
 
 
+def test_neuralsort_is_its_formula(rng):
+    scores = torch.randn(2, 7, generator=rng, dtype=torch.float64)
+    distances = (scores.unsqueeze(-1) - scores.unsqueeze(-2)).abs().sum(-1)
+    slopes = 8 - 2 * torch.arange(1, 4)
+    logits = slopes * scores.unsqueeze(-1) - distances.unsqueeze(-1)
+    expected = torch.softmax(logits / 0.5, 1)
+    torch.testing.assert_close(neuralsort_topk(scores, 3, epsilon=1.0), expected)
+
+
 def test_nan_spoils_its_row_only():
     scores = torch.randn(2, 5)
     scores[0, 1] = math.nan
-    for name in ("ot", "nested", "softsort"):
+    for name in ("ot", "nested", "softsort", "neuralsort"):
         assignment = get_sorted_operator(name)(scores, 2, epsilon=0.5)
         assert assignment[0].isnan().any() and assignment[1].isfinite().all()
 

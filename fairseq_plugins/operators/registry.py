@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .arguments import check_epsilon, check_k, effective_scores
 from .nested import nested_soft_topk
+from .neuralsort import neuralsort_topk
 from .per_row import SortedOperator, for_each_k
 from .ranks import sorted_soft_topk
 from .softsort import softsort_topk
@@ -82,6 +83,7 @@ SORTED_OPERATORS: dict[str, SortedOperator] = {
     "ot": sorted_soft_topk,
     "nested": nested_soft_topk,
     "softsort": softsort_topk,
+    "neuralsort": neuralsort_topk,
     "sinkhorn": sinkhorn_topk,
     "hard": hard_topk,
 }

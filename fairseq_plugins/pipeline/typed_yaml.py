@@ -11,7 +11,7 @@ import yaml
 
 from fairseq_plugins.pipeline.errors import UserError, did_you_mean
 
-__all__ = ["read_yaml"]
+__all__ = ["build", "read_yaml"]
 
 T = TypeVar("T")
 
@@ -42,9 +42,14 @@ def read_yaml(path: Path, kind: type[T]) -> T:
     except yaml.YAMLError as error:
         raise UserError(f"`{path}` is not valid YAML: {error}.") from None
     try:
-        return typing.cast(T, _build(kind, content, ""))
+        return build(kind, content)
     except UserError as error:
         raise UserError(f"`{path}`: {error}") from None
+
+
+def build(kind: type[T], content: Any) -> T:
+    """Build a dataclass from a parsed mapping, by the rules of `read_yaml`."""
+    return typing.cast(T, _build(kind, content, ""))
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

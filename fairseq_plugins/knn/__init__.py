@@ -1,0 +1,1 @@
+"""Image classification by k nearest neighbours: data, networks, training, study."""

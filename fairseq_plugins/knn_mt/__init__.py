@@ -1,0 +1,1 @@
+"""Nearest-neighbour translation: a trained model with a look into its training data."""

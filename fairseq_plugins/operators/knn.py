@@ -1,0 +1,266 @@
+"""k-nearest-neighbours that features can be trained for (Xie et al., 2020, section 4).
+
+Training: memberships of the references among the k nearest of a query, by a soft
+selection of squared distances, and the share of the right class in their vote.
+Prediction: the exact vote of the k nearest, in blocks.
+"""
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, one_hot
+
+from .memberships import soft_topk_logits
+from .neuralsort import neuralsort_topk
+
+__all__ = [
+    "SELECTIONS",
+    "knn_predict",
+    "nearest_neighbours",
+    "soft_knn_log_votes",
+    "soft_knn_loss",
+    "squared_distances",
+]
+
+BLOCK = 4096  # rows and columns of the distances in memory at once: 64 MiB
+
+
+class Selection(Protocol):
+    """Distances (..., n) to log-memberships (..., n), whose exponentials sum to k."""
+
+    def __call__(
+        self, distances: Tensor, k: int, *, epsilon: float | Tensor
+    ) -> Tensor: ...
+
+
+def squared_distances(queries: Tensor, references: Tensor) -> Tensor:
+    """Return squared Euclidean distances, (..., q, d) and (..., r, d) to (..., q, r).
+
+    One matrix product. Both sides are shifted by the references' mean first, since what
+    they have in common would only be lost to rounding.
+    """
+    centre = references.detach().mean(-2, keepdim=True)
+    queries, references = queries - centre, references - centre
+    lengths = queries.square().sum(-1).unsqueeze(-1)
+    others = references.square().sum(-1).unsqueeze(-2)
+    product = queries @ references.transpose(-1, -2)
+    return (lengths + others - 2 * product).clamp_min(0)
+
+
+def select_soft(distances: Tensor, k: int, *, epsilon: float | Tensor) -> Tensor:
+    """Select by SOFT top-k: no membership exceeds 1, however near a reference is."""
+    return logsigmoid(soft_topk_logits(distances, k, epsilon=epsilon, largest=False))
+
+
+def select_neuralsort(distances: Tensor, k: int, *, epsilon: float | Tensor) -> Tensor:
+    """Select by the first k columns of NeuralSort (Grover et al., 2019)."""
+    assignment = neuralsort_topk(distances, k, epsilon=epsilon, largest=False)
+    memberships = assignment.sum(-1)
+    return memberships.clamp_min(torch.finfo(memberships.dtype).tiny).log()
+
+
+def select_softmax(distances: Tensor, k: int, *, epsilon: float | Tensor) -> Tensor:
+    """Weight all references by distance alone, as neighbourhood components analysis
+    does (Goldberger et al., 2004): k is only the sum."""
+    return torch.log_softmax(-2 * distances / _column(epsilon), -1) + math.log(k)
+
+
+def select_hard(distances: Tensor, k: int, *, epsilon: float | Tensor) -> Tensor:
+    """Take exactly the k nearest, and weight these by distance.
+
+    What is not selected has no gradient, so that it cannot be pulled in.
+    """
+    chosen = distances.topk(k, largest=False).indices
+    is_chosen = torch.zeros_like(distances, dtype=torch.bool).scatter(-1, chosen, True)
+    logits = (-2 * distances / _column(epsilon)).masked_fill(~is_chosen, -math.inf)
+    return torch.log_softmax(logits, -1) + math.log(k)
+
+
+SELECTIONS: dict[str, Selection] = {
+    "soft": select_soft,
+    "neuralsort": select_neuralsort,
+    "softmax": select_softmax,
+    "hard": select_hard,
+}
+
+
+def soft_knn_log_votes(
+    queries: Tensor,
+    references: Tensor,
+    labels: Tensor,
+    *,
+    k: int,
+    epsilon: float | Tensor,
+    num_classes: int,
+    selection: str = "soft",
+) -> Tensor:
+    """Return the logarithm of each class' share in the vote of the k nearest.
+
+    Args:
+        queries: features, shape (q, d).
+        references: features, shape (r, d), r >= k.
+        labels: of the references, integers below ``num_classes``, shape (r).
+        k: number of neighbours.
+        epsilon: smoothing, in units of squared distance; see `soft_topk`.
+        num_classes: C.
+        selection: a name of `SELECTIONS`.
+
+    Returns:
+        log-shares, shape (q, C); their exponentials sum to 1 in each row. A class that
+        no reference has (or, with ``hard``, none of the k nearest) has -inf.
+
+    Raises:
+        ValueError: there is no such selection, or shapes do not fit.
+    """
+    if selection not in SELECTIONS:
+        raise ValueError(
+            f"`selection` must be one of {', '.join(SELECTIONS)}, but is {selection!r}."
+        )
+    _check_labels(labels, references, num_classes)
+    distances = squared_distances(queries, references)
+    log_members = SELECTIONS[selection](distances, k, epsilon=epsilon)
+    is_of_class = one_hot(labels, num_classes).bool()  # (r, C)
+    return _log_sums(log_members.unsqueeze(-1), is_of_class) - math.log(k)
+
+
+def soft_knn_loss(
+    queries: Tensor,
+    query_labels: Tensor,
+    references: Tensor,
+    labels: Tensor,
+    *,
+    k: int,
+    epsilon: float | Tensor,
+    num_classes: int,
+    selection: str = "soft",
+) -> Tensor:
+    """Return the mean of -log(share of the right class in the vote of the k nearest).
+
+    A query whose class has no vote at all teaches nothing and counts 0. Other arguments
+    as in `soft_knn_log_votes`.
+
+    Args:
+        query_labels: integers, shape (q).
+    """
+    _check_labels(query_labels, queries, num_classes)
+    log_votes = soft_knn_log_votes(
+        queries,
+        references,
+        labels,
+        k=k,
+        epsilon=epsilon,
+        num_classes=num_classes,
+        selection=selection,
+    )
+    right = log_votes.gather(-1, query_labels.unsqueeze(-1)).squeeze(-1)
+    return -torch.where(right == -math.inf, 0.0, right).mean()
+
+
+@torch.no_grad()
+def nearest_neighbours(
+    queries: Tensor, references: Tensor, k: int, *, block: int = BLOCK
+) -> tuple[Tensor, Tensor]:
+    """Return the k nearest references of each query, exactly, the nearest first.
+
+    Args:
+        queries: shape (q, d).
+        references: shape (r, d), r >= k.
+        k: how many.
+        block: at most this many queries and references are compared at once, so that
+            memory does not grow with q times r.
+
+    Returns:
+        squared distances and indices, each of shape (q, k).
+
+    Raises:
+        ValueError: ``k`` or ``block`` is out of its range.
+    """
+    if not 1 <= k <= len(references):
+        raise ValueError(
+            f"`k` must be between 1 and {len(references)} (the number of references), "
+            f"but is {k}."
+        )
+    if block < 1:
+        raise ValueError(f"`block` must be 1 or more, but is {block}.")
+    centre = references.mean(0)
+    parts = [
+        _nearest(some - centre, references, centre, k, block)
+        for some in queries.split(block)
+    ]
+    if not parts:
+        empty = queries.new_empty(0, k)
+        return empty, empty.long()
+    distances, indices = zip(*parts)
+    return torch.cat(distances), torch.cat(indices)
+
+
+def knn_predict(
+    queries: Tensor,
+    references: Tensor,
+    labels: Tensor,
+    *,
+    k: int,
+    num_classes: int,
+    block: int = BLOCK,
+) -> Tensor:
+    """Return the class that most of the k nearest references have, shape (q).
+
+    Of classes with equally many votes the one with the nearest neighbour wins.
+    Arguments as in `nearest_neighbours` and `soft_knn_log_votes`.
+    """
+    _check_labels(labels, references, num_classes)
+    _, indices = nearest_neighbours(queries, references, k, block=block)
+    voters = labels[indices]  # (q, k), nearest first
+    votes = one_hot(voters, num_classes).sum(1)
+    is_winner = votes == votes.amax(1, keepdim=True)
+    first = is_winner.gather(1, voters).long().argmax(1, keepdim=True)
+    return voters.gather(1, first).squeeze(1)
+
+
+def _nearest(
+    queries: Tensor, references: Tensor, centre: Tensor, k: int, block: int
+) -> tuple[Tensor, Tensor]:
+    """Keep the k nearest while going through the references block by block."""
+    best: tuple[Tensor, Tensor] | None = None
+    lengths = queries.square().sum(-1, keepdim=True)
+    for start in range(0, len(references), block):
+        some = references[start : start + block] - centre
+        distances = lengths + some.square().sum(-1) - 2 * queries @ some.t()
+        indices = torch.arange(start, start + len(some), device=queries.device)
+        indices = indices.expand_as(distances)
+        if best is not None:
+            distances = torch.cat([best[0], distances], 1)
+            indices = torch.cat([best[1], indices], 1)
+        nearest = distances.topk(min(k, distances.size(1)), largest=False)
+        best = nearest.values, indices.gather(1, nearest.indices)
+    assert best is not None
+    return best[0].clamp_min(0), best[1]
+
+
+def _log_sums(log_values: Tensor, is_member: Tensor) -> Tensor:
+    """Return log-sums over dimension -2 of the members, -inf where there are none."""
+    values = log_values.masked_fill(~is_member, -math.inf)
+    is_empty = (values == -math.inf).all(-2)
+    # A row of -inf would make NaN of the gradient.
+    values = values.masked_fill(is_empty.unsqueeze(-2), 0.0)
+    return values.logsumexp(-2).masked_fill(is_empty, -math.inf)
+
+
+def _column(epsilon: float | Tensor) -> float | Tensor:
+    return epsilon.unsqueeze(-1) if isinstance(epsilon, Tensor) else epsilon
+
+
+def _check_labels(labels: Tensor, features: Tensor, num_classes: int) -> None:
+    if labels.is_floating_point() or labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"labels must be integers, one for each of {len(features)} features, but "
+            f"are {labels.dtype} of shape {tuple(labels.shape)}."
+        )
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(
+            f"labels must be from 0 to {num_classes - 1}, but are from "
+            f"{int(labels.min())} to {int(labels.max())}."
+        )

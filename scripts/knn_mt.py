@@ -1,0 +1,111 @@
+"""Let a trained model look up its training data while it translates (kNN-MT).
+
+    python scripts/knn_mt.py RUN [--subset test test1] [--systems soft] [--beam 5]
+
+RUN is a folder written by scripts/train.py. The decoder states of all training tokens
+become a datastore; at each step of the search the nearest of them vote for the next
+token, and the votes are mixed with the model's probabilities. How many vote, how much
+nearness counts and how much the vote counts is learnt through SOFT top-k on the
+validation set. Printed: BLEU and chrF, and p of a paired randomisation test against
+the model alone. What is done already is not done again. Needs faiss-cpu.
+"""
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import _environment
+
+_environment.ensure()
+
+from fairseq_plugins.evaluation.run_checkpoint import (  # noqa: E402
+    choose_checkpoint,
+)
+from fairseq_plugins.evaluation.table import format_table  # noqa: E402
+from fairseq_plugins.knn_mt.experiment import (  # noqa: E402
+    SYSTEMS,
+    Experiment,
+    Options,
+)
+from fairseq_plugins.pipeline.errors import UserError, run_command_line  # noqa: E402
+from fairseq_plugins.pipeline.files import write_json  # noqa: E402
+from fairseq_plugins.pipeline.manifest import PreparedCorpus  # noqa: E402
+from fairseq_plugins.pipeline.run_folder import RunFolder  # noqa: E402
+
+
+def main() -> None:
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("fairseq_plugins").setLevel(logging.INFO)
+    arguments = _parse()
+    if arguments.beam < 1:
+        raise UserError(f"`--beam` must be 1 or more, but is {arguments.beam}.")
+    run = RunFolder(arguments.run)
+    experiment = Experiment(
+        choose_checkpoint(run, arguments.checkpoint).path,
+        PreparedCorpus.load(Path(run.read_config()["data"])),
+        arguments.out or arguments.run / "knn_mt",
+        Options(
+            num_neighbours=arguments.neighbours,
+            probes=arguments.probes,
+            updates=arguments.updates,
+            seed=arguments.seed,
+        ),
+    )
+    rows = experiment.compare(
+        arguments.systems, arguments.subset, beam=arguments.beam
+    )
+    if arguments.json:
+        write_json(arguments.json, rows)
+    print(_table(rows))
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    headings = ["subset, system", "BLEU", "chrF", "p", "seconds"]
+    cells = [
+        [
+            f"{row['title']}, {row['system']}",
+            row["bleu"],
+            row["chrf"],
+            f"{row['bleu_p_value']:.4f}" if "bleu_p_value" in row else "control",
+            row["seconds"],
+        ]
+        for row in rows
+    ]
+    names = ("bleu_signature", "chrf_signature", "test_signature")
+    signatures = dict.fromkeys(row[n] for n in names for row in rows if n in row)
+    return "\n".join([format_table(headings, cells), *signatures])
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    defaults = Options()
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN")
+    add("--checkpoint", default="best", metavar="WHICH",
+        help="best, last or a path (default: best)")  # fmt: skip
+    add("--subset", nargs="+", default=["test"], metavar="NAME")
+    add("--systems", nargs="+", choices=list(SYSTEMS), default=["soft"],
+        metavar="SYSTEM",
+        help=f"of {', '.join(SYSTEMS)} (default: soft)")  # fmt: skip
+    add("--beam", type=int, default=5, metavar="K")
+    add("--neighbours", type=int, default=defaults.num_neighbours,
+        metavar="N",
+        help=f"looked up each step (default: {defaults.num_neighbours})")  # fmt: skip
+    add("--probes", type=int, default=defaults.probes, metavar="P",
+        help="cells an approximate index looks into (default: 0, exact)")  # fmt: skip
+    add("--updates", type=int, default=defaults.updates, metavar="N",
+        help=f"of learning the weights (default: {defaults.updates})")  # fmt: skip
+    add("--seed", type=int, default=defaults.seed)
+    add("--out", type=Path, metavar="FOLDER",
+        help="for what is kept (default: RUN/knn_mt)")  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="write the rows here, too")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_command_line(main)
