@@ -9,4 +9,5 @@ $venv/bin/flake8
 echo "== types"
 $venv/bin/mypy
 echo "== tests"
-$venv/bin/python -m pytest "$@"
+# One worker for each core, each with one thread; a file stays with one worker.
+OMP_NUM_THREADS=1 $venv/bin/python -m pytest --numprocesses auto --dist loadfile "$@"
