@@ -54,7 +54,7 @@ def test_the_first_line_of_a_config_is_the_command_that_runs_it(path):
         (["epsilons.soft=0"], "`soft` must be a positive number, but is 0"),
         (["epsilons.sofd=1"], "unknown key `sofd` in `epsilons`. Did you mean `soft`"),
         (["updates"], "a change must be `key=value`, but is `updates`"),
-        (["unit_length=2"], "`unit_length` must be true or false, but is `2`"),
+        (["unit_length=2"], "`unit_length` must be `true` or `false`, but is `2`"),
         (["lr=fast"], "`lr` must be a number, but is `fast`"),
     ],
 )
