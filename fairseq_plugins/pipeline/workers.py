@@ -94,7 +94,7 @@ def in_order(
         workers,
         mp_context=multiprocessing.get_context("fork"),
         initializer=_begin,
-        initargs=(make_function,),
+        initargs=(make_function, os.getpid()),
     )
     pending: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
     try:
@@ -116,12 +116,14 @@ def in_order(
 _function: list[Callable[[Any], Any]] = []
 
 
-def _begin(make_function: Callable[[], Callable[[Any], Any]]) -> None:
+def _begin(make_function: Callable[[], Callable[[Any], Any]], parent: int) -> None:
     # Ctrl-C reaches the parent, which ends the pool in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_LINUX_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before this process could ask for its signal
+        os._exit(1)
     _function[:] = [make_function()]
 
 
