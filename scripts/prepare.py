@@ -1,6 +1,8 @@
 """Prepare a corpus for fairseq-train: from raw text to a binarised folder.
 
-    python scripts/prepare.py RECIPE [--source DIR] [--out DIR]
+    python scripts/prepare.py RECIPE [--source DIR] [--out DIR] [--stage NAME] [--smoke]
+
+Stages: fetch, extract, clean, subwords, encode, binarise; all by default.
 
 Called again, it goes on where it was, redoes what a changed setting or a damaged file
 makes necessary, or does nothing.
@@ -17,8 +19,12 @@ import logging  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
-from fairseq_plugins.pipeline.preparation import prepare  # noqa: E402
+from fairseq_plugins.pipeline.errors import UserError, run_command_line  # noqa: E402
+from fairseq_plugins.pipeline.preparation import (  # noqa: E402
+    STAGES,
+    prepare,
+    smoke_recipe,
+)
 from fairseq_plugins.pipeline.recipe import load_recipe, recipe_names  # noqa: E402
 from fairseq_plugins.pipeline.sources import source_folder  # noqa: E402
 
@@ -37,11 +43,30 @@ def main() -> None:
     recipe = dataclasses.replace(
         recipe, subwords=dataclasses.replace(recipe.subwords, **changes)
     )
+    if arguments.smoke:
+        name += "-smoke"
+        recipe = smoke_recipe(recipe)
+    runs = _environment.ROOT / "runs"
+    downloads = arguments.downloads or runs / "downloads"
+    sources = source_folder(recipe_file, recipe, arguments.source)
+    if sources is None and arguments.smoke and not arguments.download:
+        # A tiny slice must not cost gigabytes: only what was downloaded before.
+        if not downloads.is_dir():
+            raise UserError(
+                "`--smoke` takes a slice of files that are there. Give their folder "
+                "with `--source DIR`, or download all of them with `--download`."
+            )
+        sources = downloads
+    may_download = arguments.download or sources is None
     prepare(
         name,
         recipe,
-        sources=source_folder(recipe_file, recipe, arguments.source),
-        out=arguments.out or _environment.ROOT / "runs" / "data" / name,
+        sources=sources,
+        out=arguments.out or runs / "data" / name,
+        downloads=downloads if may_download else None,
+        stage=arguments.stage or "",
+        smoke=arguments.smoke,
+        workers=arguments.workers,
     )
 
 
@@ -55,7 +80,7 @@ def _parse_arguments() -> argparse.Namespace:
         "--source",
         type=Path,
         metavar="DIR",
-        help="folder with the recipe's files, plain, .gz or .xz",
+        help="folder with the recipe's files, as archives, plain, .gz or .xz",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="default: runs/data/RECIPE"
@@ -63,8 +88,37 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--vocab-size", type=int, metavar="N", help="pieces, instead of the recipe's"
     )
-    parser.add_argument("--model-type", help="bpe or unigram, instead of the recipe's")
+    parser.add_argument(
+        "--model-type", help="bpe, unigram or subword-nmt, instead of the recipe's"
+    )
+    parser.add_argument("--stage", choices=STAGES, help="run only this stage")
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="a tiny slice of what the source has, into a folder of its own",
+    )
+    parser.add_argument(
+        "--download",
+        action="store_true",
+        help="download what --source lacks (without --source that is the default)",
+    )
+    parser.add_argument(
+        "--downloads",
+        type=Path,
+        metavar="DIR",
+        help="for downloaded archives; default: runs/downloads",
+    )
+    parser.add_argument(
+        "--workers", type=_positive, metavar="N", help="processes; default: all cores"
+    )
     return parser.parse_args()
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, but is {value}")
+    return value
 
 
 if __name__ == "__main__":

@@ -11,9 +11,15 @@ from typing import Any
 import pytest
 
 from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.parallel_text import write_subset
+from fairseq_plugins.pipeline.extraction import extract
+from fairseq_plugins.pipeline.parallel_text import (
+    PlainPart,
+    clean_training_text,
+    join_whole_text,
+)
 from fairseq_plugins.pipeline.recipe import Cleaning, Part, TextFile
 from fairseq_plugins.pipeline.sources import LocatedPart
+from fairseq_plugins.pipeline.texts import Text
 
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}
 SOURCE = ["eins", "zwei Wörter", "", "vier", "fünf \u2028 \x85 Trenner"]
@@ -35,12 +41,22 @@ class Corpus:
             path.write_bytes(COMPRESS[ending](content))
             paths.append(path)
         files = [TextFile("x", digest) for digest in digests]
-        return LocatedPart(Part("part", *files, **facts), *paths)
+        texts = [Text(path, (), "plain") for path in paths]
+        return LocatedPart(Part("part", *files, **facts), *texts)
 
     def write(self, *parts: LocatedPart, max_words: int | None = None) -> dict:
-        cleaning = None if max_words is None else Cleaning(max_words)
         out = [self.folder / "out" / name for name in ("s", "t")]
-        return write_subset(parts, *out, cleaning=cleaning)
+        plain = []
+        for part in parts:
+            stem = self.folder / "plain" / part.source.path.name
+            sides = stem.with_suffix(".de"), stem.with_suffix(".en")
+            extract(part, sides, languages=("de", "en"))
+            plain.append(PlainPart(*sides, (str(part.source), str(part.target))))
+        if max_words is None:
+            return join_whole_text(plain, *out)
+        return clean_training_text(
+            plain, *out, cleaning=Cleaning(max_words), workers=1
+        )
 
     def written(self) -> list[list[str]]:
         out = [self.folder / "out" / name for name in ("s", "t")]
@@ -48,6 +64,9 @@ class Corpus:
 
     def is_untouched(self) -> bool:
         return not any((self.folder / "out").glob("*"))
+
+    def nothing_was_extracted(self) -> bool:
+        return not any((self.folder / "plain").glob("*"))
 
 
 @pytest.fixture
@@ -113,7 +132,7 @@ def test_a_wrong_file_is_refused_by_name_and_nothing_is_written(
 ):
     with pytest.raises(UserError, match=re.escape(message)):
         corpus.write(corpus.part(source, target), max_words=max_words)
-    assert corpus.is_untouched()
+    assert corpus.is_untouched() and corpus.nothing_was_extracted()
 
 
 @pytest.mark.parametrize("ending", [".gz", ".xz"])
@@ -121,9 +140,9 @@ def test_a_wrong_file_is_refused_by_name_and_nothing_is_written(
 def test_a_damaged_archive_is_refused_by_name(corpus, ending, damage):
     lines = text([hashlib.sha256(bytes([i])).hexdigest() for i in range(200)])
     part = corpus.part(lines, lines, ending=ending)
-    content = part.target.read_bytes()
+    content = part.target.path.read_bytes()
     middle = len(content) // 2
-    part.target.write_bytes(
+    part.target.path.write_bytes(
         {
             "cut": content[:middle],
             "changed": content[:middle] + bytes(99) + content[middle + 99 :],
@@ -133,7 +152,7 @@ def test_a_damaged_archive_is_refused_by_name(corpus, ending, damage):
     )
     with pytest.raises(UserError, match=f"part0.en{ending}` is a damaged archive"):
         corpus.write(part, max_words=9)
-    assert corpus.is_untouched()
+    assert corpus.is_untouched() and corpus.nothing_was_extracted()
 
 
 def test_the_text_must_be_the_one_that_the_recipe_names(corpus):

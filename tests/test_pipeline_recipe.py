@@ -54,7 +54,7 @@ def test_a_shipped_recipe_is_valid_and_begins_with_its_command(name):
     path, recipe = load_recipe(name)
     first_line = path.read_text(encoding="utf-8").splitlines()[0]
     assert first_line.startswith(f"# python scripts/prepare.py {name}")
-    assert name.endswith(f"{recipe.source_lang}-{recipe.target_lang}")
+    assert f"{recipe.source_lang}-{recipe.target_lang}" in name
     for parts in recipe.subsets().values():
         for part in parts:
             assert part.source.file.endswith(f".{recipe.source_lang}")
@@ -97,7 +97,7 @@ def _changed(path: str, value: Any) -> dict[str, Any]:
         ("test.1.name", "old", "`test` must not hold two sets named `old`"),
         ("test.1.name", "test", "`name` of a test set must not be `test`"),
         ("subwords.vocab_size", 0, "in `subwords`, `vocab_size` must be positive"),
-        ("subwords.model_type", "bpee", "must be one of bpe, unigram, but is `bpee`"),
+        ("subwords.model_type", "bpee", "of bpe, unigram, subword-nmt, but is `bpee`"),
         ("subwords.character_coverage", 1.5, "must be above 0 and at most 1"),
         ("cleaning.max_words", 0, "in `cleaning`, `max_words` must be positive"),
     ],

@@ -81,7 +81,8 @@ class Factory:
         return "".join(self.ran)
 
     def files(self) -> set[str]:
-        return {path.name for path in self.folder.rglob("*") if path.is_file()}
+        names = {path.name for path in self.folder.rglob("*") if path.is_file()}
+        return names - {".digests.json"}
 
 
 @pytest.fixture

@@ -64,28 +64,6 @@ def test_the_seed_decides_only_if_there_are_more_lines_than_are_used(texts):
     assert train(texts, seed=1) == train(texts, seed=2)
 
 
-def test_pieces_give_the_text_back_line_by_line(texts, monkeypatch):
-    train(texts)
-    monkeypatch.setattr(subwords, "_BATCH", 7)
-    model, pieces = texts[0].with_name("joint.model"), texts[0].with_name("pieces")
-    count = subwords.encode(model, texts[0], pieces)
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    split = [line.split(" ") for line in pieces.read_text().splitlines()]
-    assert count == sum(map(len, split))
-    assert [processor.decode(line) for line in split] == (
-        texts[0].read_text().splitlines()
-    )
-
-
-def test_unicode_line_separators_do_not_end_a_line(texts):
-    train(texts)
-    odd, pieces = texts[0].with_name("odd"), texts[0].with_name("pieces")
-    odd.write_text("ka\u2028lo\x85mi\x0bka\x1cka\nlo\n", encoding="utf-8", newline="\n")
-    subwords.encode(texts[0].with_name("joint.model"), odd, pieces)
-    # As fairseq reads it: Python's universal newlines.
-    assert len(pieces.open(encoding="utf-8").readlines()) == 2
-
-
 def test_the_vocabulary_lists_the_pieces_as_sentencepiece_does(texts, tmp_path):
     train(texts)
     sentencepiece.SentencePieceTrainer.train(

@@ -1,32 +1,50 @@
-"""Make the folder that ``fairseq-train`` reads, and look into it."""
+"""Make the files that ``fairseq-train`` reads, byte by byte as fairseq-preprocess does.
+
+Format: ``fairseq.data.indexed_dataset.MMapIndexedDataset`` and ``fairseq.data.
+Dictionary``. A test compares both with fairseq's own.
+"""
 from __future__ import annotations
 
-import errno
-import logging
+import contextlib
 import os
-import re
 import shutil
 import struct
-import sys
+from collections import Counter
 from pathlib import Path
-from typing import Iterable, Mapping, NamedTuple
+from typing import Iterable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
+from fairseq_plugins.pipeline.encoding import EncodedText
 from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.process import run_logged
+from fairseq_plugins.pipeline.files import write_atomically
 
-__all__ = ["BinarisedText", "binarise", "binary_names", "inspect"]
-
-logger = logging.getLogger(__name__)
+__all__ = [
+    "BinarisedText",
+    "Dictionary",
+    "binarise",
+    "binary_names",
+    "inspect",
+    "write_binary",
+]
 
 # fairseq.data.indexed_dataset.MMapIndexedDataset.Index: magic, version, element type
 # and number of sentences; an int32 length for each and then an int64 place follow.
 _HEADER = struct.Struct("<9sQBQ")
 _MAGIC = b"MMIDIDX\x00\x00"
-_ELEMENT_TYPES: dict[int, np.dtype] = {4: np.dtype("int32"), 8: np.dtype("uint16")}
-# After <s>, <pad> and </s>, in every dictionary of fairseq.
-_UNKNOWN_ID = 3
+_VERSION = 1
+_ELEMENT_TYPES: dict[int, np.dtype] = {
+    4: np.dtype("int32"),
+    8: np.dtype("uint16"),
+    9: np.dtype("uint32"),
+}
+# fairseq's own limit of a dictionary for two bytes a token.
+_MOST_IN_UINT16 = 65_500
+_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
+_END_ID, _UNKNOWN_ID = 2, 3
+_MULTIPLE = 8  # fairseq pads its dictionaries to this
+_SENTENCES_AT_ONCE = 20_000
+_AT_ONCE = 1 << 22
 
 
 class BinarisedText(NamedTuple):
@@ -35,6 +53,57 @@ class BinarisedText(NamedTuple):
     sentences: int
     tokens: int
     unknown: int
+
+
+class Dictionary:
+    """fairseq's dictionary: special symbols, then words by falling frequency."""
+
+    def __init__(self, words: Sequence[tuple[str, int]]) -> None:
+        self.words = list(words)
+        self._ids = {
+            word: number
+            for number, word in enumerate([*_SPECIALS, *(word for word, _ in words)])
+        }
+
+    @classmethod
+    def build(cls, counts: Counter[str]) -> Dictionary:
+        """Order words as fairseq does, and pad their number to a multiple of eight."""
+        found = [item for item in counts.items() if item[0] not in _SPECIALS]
+        words = sorted(found, key=lambda item: (-item[1], item[0]))
+        padding = -(len(words) + len(_SPECIALS)) % _MULTIPLE
+        return cls([*words, *((f"madeupword{i:04d}", 0) for i in range(padding))])
+
+    @classmethod
+    def load(cls, path: Path) -> Dictionary:
+        """Read fairseq's ``dict.LANGUAGE.txt``.
+
+        Raises:
+            UserError: names the line that is no word with its count.
+        """
+        words = []
+        with open(path, encoding="utf-8") as stream:
+            for number, line in enumerate(stream, start=1):
+                word, _, count = line.rstrip("\n").rpartition(" ")
+                if not word or not count.isdigit():
+                    raise UserError(
+                        f"`{path}` must hold a word and its count in each line, but "
+                        f"line {number} does not."
+                    )
+                words.append((word, int(count)))
+        return cls(words)
+
+    def __len__(self) -> int:
+        return len(_SPECIALS) + len(self.words)
+
+    def save(self, path: Path) -> None:
+        """Write it as fairseq does."""
+        with write_atomically(path) as stream:
+            stream.writelines(f"{word} {count}\n" for word, count in self.words)
+
+    def ids(self, words: Sequence[str]) -> np.ndarray:
+        """Return the number of each word, or that of the unknown one."""
+        get = self._ids.get
+        return np.array([get(word, _UNKNOWN_ID) for word in words], np.int64)
 
 
 def binary_names(
@@ -52,96 +121,95 @@ def binary_names(
 
 
 def binarise(
-    pieces: Path,
+    encoded: Path,
     destination: Path,
     *,
     pairs: Mapping[str, int],
     source_lang: str,
     target_lang: str,
-    log: Path,
 ) -> dict[str, dict[str, int]]:
-    """Run fairseq-preprocess with one dictionary for both languages.
+    """Do what ``fairseq-preprocess --joined-dictionary`` does.
 
     Args:
-        pieces: folder with ``SUBSET.LANGUAGE`` for every subset and language.
+        encoded: folder with the encoded ``SUBSET.LANGUAGE``.
         destination: gets its name when everything in it is there and checked, and
             replaces what was there before.
-        pairs: how many there are in ``train``, in ``valid`` and in the test sets, which
-            come in fairseq's order.
-        log: receives what fairseq-preprocess prints.
+        pairs: how many there are in each subset; ``train`` makes the dictionary.
 
     Returns:
         for each ``SUBSET.LANGUAGE`` the fields of :class:`BinarisedText`.
 
     Raises:
-        UserError: fairseq-preprocess failed.
-        OSError: it failed because the disk is full.
+        UserError: the encoded text is not whole.
     """
+    languages = (source_lang, target_lang)
+    texts = {
+        (subset, language): EncodedText.open(encoded / f"{subset}.{language}")
+        for subset in pairs
+        for language in languages
+    }
+    counts: Counter[str] = Counter()
+    for language in languages:
+        counts.update(texts["train", language].counter())
+    dictionary = Dictionary.build(counts)
     partial = destination.with_name(f".{destination.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    tests = [str(pieces / name) for name in pairs if name.startswith("test")]
-    options = {
-        "--source-lang": source_lang,
-        "--target-lang": target_lang,
-        "--trainpref": pieces / "train",
-        "--validpref": pieces / "valid",
-        "--testpref": ",".join(tests),
-        "--destdir": partial,
-        # The processes of a pool would outlive their parent if it were killed.
-        "--workers": 1,
-    }
+    partial.mkdir(parents=True)
+    report = {}
     try:
-        _preprocess(options, log=log)
-        direction = f"{source_lang}-{target_lang}"
-        counts = {
-            f"{subset}.{language}": _counts(
-                partial / f"{subset}.{direction}.{language}", pairs=expected
-            )
-            for subset, expected in pairs.items()
-            for language in (source_lang, target_lang)
-        }
-        # The same as our log, but with the name of a folder that is about to vanish.
-        (partial / "preprocess.log").unlink()
+        for language in languages:
+            dictionary.save(partial / f"dict.{language}.txt")
+        for (subset, language), text in texts.items():
+            prefix = partial / f"{subset}.{source_lang}-{target_lang}.{language}"
+            write_binary(text, prefix, dictionary)
+            report[f"{subset}.{language}"] = _counts(prefix, pairs=pairs[subset])
         shutil.rmtree(destination, ignore_errors=True)
         os.replace(partial, destination)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return counts
+    return report
+
+
+def write_binary(text: EncodedText, prefix: Path, dictionary: Dictionary) -> None:
+    """Write ``prefix.bin`` and ``prefix.idx``."""
+    code = 8 if len(dictionary) < _MOST_IN_UINT16 else 9
+    element = _ELEMENT_TYPES[code]
+    numbers = dictionary.ids(text.pieces).astype(element)
+    lengths_path = prefix.with_name(f".{prefix.name}.lengths.partial")
+    with contextlib.ExitStack() as stack:
+        stack.callback(lengths_path.unlink, missing_ok=True)
+        binary = stack.enter_context(write_atomically(Path(f"{prefix}.bin"), "wb"))
+        lengths_file = stack.enter_context(open(lengths_path, "w+b"))
+        for ids, lengths in text.chunks(sentences=_SENTENCES_AT_ONCE):
+            ends = np.cumsum(lengths, dtype=np.int64)
+            binary.write(np.insert(numbers[ids], ends, _END_ID).tobytes())
+            lengths_file.write((lengths + 1).astype(np.int32).tobytes())
+        lengths_file.flush()
+        _write_index(Path(f"{prefix}.idx"), lengths_path, code)
+
+
+def _write_index(index: Path, lengths_path: Path, code: int) -> None:
+    sentences = lengths_path.stat().st_size // 4
+    with write_atomically(index, "wb") as stream, open(lengths_path, "rb") as lengths:
+        stream.write(_HEADER.pack(_MAGIC, _VERSION, code, sentences))
+        shutil.copyfileobj(lengths, stream, _AT_ONCE)
+        lengths.seek(0)
+        place = 0
+        while content := lengths.read(_AT_ONCE):
+            sizes = np.frombuffer(content, np.int32).astype(np.int64)
+            sizes *= _ELEMENT_TYPES[code].itemsize
+            ends = place + np.cumsum(sizes)
+            stream.write((ends - sizes).tobytes())
+            place = int(ends[-1])
 
 
 def _counts(prefix: Path, *, pairs: int) -> dict[str, int]:
     text = inspect(prefix)
     if text.sentences != pairs:
         raise UserError(
-            f"fairseq-preprocess wrote {text.sentences:,} sentences of {pairs:,} to "
-            f"{prefix.name}."
+            f"{text.sentences:,} sentences of {pairs:,} were written to {prefix.name}."
         )
     return text._asdict()
-
-
-def _preprocess(options: Mapping[str, object], *, log: Path) -> None:
-    command = [sys.executable, "-m", "fairseq_cli.preprocess", "--joined-dictionary"]
-    for option, value in options.items():
-        command += [option, str(value)]
-    outcome = run_logged(command, log=log, on_line=_show)
-    if outcome.status == 0:
-        return
-    last_lines = "\n".join(outcome.last_lines)
-    # "OSError: [Errno 28] No space left on device" after a long traceback.
-    reason = re.search(r"OSError: \[Errno (\d+)\]", last_lines)
-    if reason and int(reason[1]) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        raise OSError(int(reason[1]), os.strerror(int(reason[1])), str(log.parent))
-    raise UserError(
-        f"fairseq-preprocess failed with status {outcome.status}. The end of "
-        f"`{log}`:\n{last_lines}"
-    )
-
-
-def _show(line: str) -> None:
-    """Show how far fairseq-preprocess has come: it reports each file at its end."""
-    report = re.search(r"[^/]*: \d+ sents, .*", line)
-    if report:
-        logger.info("      %s", report[0])
 
 
 def inspect(prefix: Path) -> BinarisedText:
@@ -154,17 +222,24 @@ def inspect(prefix: Path) -> BinarisedText:
         UserError: the two files do not belong together or are not fairseq's.
     """
     index, binary = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
-    content = index.read_bytes()
     try:
-        magic, _, element_code, sentences = _HEADER.unpack_from(content)
-        lengths = np.frombuffer(content, np.int32, sentences, _HEADER.size)
+        with open(index, "rb") as stream:
+            head = stream.read(_HEADER.size)
+        magic, _, element_code, sentences = _HEADER.unpack_from(head)
         element = _ELEMENT_TYPES[element_code]
+        if magic != _MAGIC or index.stat().st_size != _HEADER.size + 12 * sentences:
+            raise ValueError
     except (struct.error, ValueError, KeyError):
-        magic = None
-    if magic != _MAGIC:
-        raise UserError(f"`{index}` is not an index that fairseq wrote.")
-    tokens = int(lengths.sum(dtype=np.int64))
+        raise UserError(f"`{index}` is not an index that fairseq wrote.") from None
+    tokens = 0
+    if sentences:
+        lengths = np.memmap(index, np.int32, "r", _HEADER.size, (sentences,))
+        tokens = int(lengths.sum(dtype=np.int64))
     if binary.stat().st_size != tokens * element.itemsize:
         raise UserError(f"`{binary}` has not the size that `{index}` says.")
-    ids = np.memmap(binary, element, mode="r")
-    return BinarisedText(sentences, tokens, int(np.count_nonzero(ids == _UNKNOWN_ID)))
+    unknown = 0
+    with open(binary, "rb") as stream:
+        while content := stream.read(_AT_ONCE):
+            ids = np.frombuffer(content, element)
+            unknown += int(np.count_nonzero(ids == _UNKNOWN_ID))
+    return BinarisedText(sentences, tokens, unknown)

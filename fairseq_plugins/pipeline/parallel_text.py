@@ -1,165 +1,201 @@
-"""Read both sides of a text together, check them and write what is kept."""
+"""Join aligned texts into a subset: training text cleaned, the others as they are."""
 from __future__ import annotations
 
-import gzip
-import hashlib
+import collections
+import contextlib
+import functools
 import itertools
-import lzma
-import zlib
 from pathlib import Path
-from typing import Iterable, Iterator
+from typing import IO, Iterator, NamedTuple, Sequence
 
+import numpy as np
+
+from fairseq_plugins.pipeline.duplicates import digest_of_pair, mark_first
 from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.files import open_text, write_atomically
-from fairseq_plugins.pipeline.recipe import Cleaning, TextFile
-from fairseq_plugins.pipeline.sources import LocatedPart
+from fairseq_plugins.pipeline.files import write_atomically
+from fairseq_plugins.pipeline.filters import PairFilter, has_text
+from fairseq_plugins.pipeline.progress import Progress
+from fairseq_plugins.pipeline.recipe import Cleaning
+from fairseq_plugins.pipeline.workers import Block, blocks_of, in_order, read_block
 
-__all__ = ["write_subset"]
+__all__ = ["PlainPart", "clean_training_text", "join_whole_text"]
 
-# Printable, but nothing to SentencePiece: its own word mark and the replacement
-# character of damaged text.
-_DROPPED = "\u2581\ufffd"
+_BUFFER = 1 << 20
 
 
-def write_subset(
-    parts: Iterable[LocatedPart],
+class PlainPart(NamedTuple):
+    """A part as plain text, and the names of its sides for people."""
+
+    source: Path
+    target: Path
+    names: tuple[str, str]
+
+
+def join_whole_text(
+    parts: Sequence[PlainPart], source: Path, target: Path
+) -> dict[str, int]:
+    """Join valid or test text, of which nothing may be dropped.
+
+    Raises:
+        UserError: a side is empty; the message names its file and line.
+    """
+    pairs = 0
+    with write_atomically(source, "wb") as source_out, write_atomically(
+        target, "wb"
+    ) as target_out:
+        for part in parts:
+            with open(part.source, "rb") as first, open(part.target, "rb") as second:
+                for number, lines in enumerate(zip(first, second), start=1):
+                    for line, name in zip(lines, part.names):
+                        if not has_text(line.decode()):
+                            raise UserError(
+                                f"`{name}` is empty in line {number}. Only training "
+                                "pairs may be dropped; valid and test must be whole."
+                            )
+                    source_out.write(lines[0])
+                    target_out.write(lines[1])
+                    pairs += 1
+    return {"pairs": pairs}
+
+
+def clean_training_text(
+    parts: Sequence[PlainPart],
     source: Path,
     target: Path,
     *,
-    cleaning: Cleaning | None,
+    cleaning: Cleaning,
+    workers: int,
 ) -> dict[str, int]:
-    """Join parts into two aligned plain text files.
-
-    Args:
-        parts: what to read, in this order.
-        source: file to write the source side to.
-        target: file to write the target side to.
-        cleaning: drop pairs that break these rules or have an empty side. Without it
-            nothing is dropped, and an empty side is an error.
+    """Join training text, without the pairs that break a rule.
 
     Returns:
-        counts of pairs: those written are ``pairs``; with ``cleaning`` there are also
-        ``read``, ``dropped_empty`` and ``dropped_too_long``.
+        counts of pairs: those ``read``, those dropped by each rule, with
+        ``normalise`` the ``changed`` lines, and the ``pairs`` that were written.
 
     Raises:
-        UserError: a file is empty, damaged, not UTF-8 or not the text that the recipe
-            names; sides have different numbers of lines; no pair is left.
+        UserError: no pair is left.
     """
-    counts = {"read": 0, "dropped_empty": 0, "dropped_too_long": 0, "pairs": 0}
-    with write_atomically(source) as source_out, write_atomically(target) as target_out:
-        for located in parts:
-            for number, pair in enumerate(_read_pairs(located), start=1):
-                counts["read"] += 1
-                fault = _fault(pair, cleaning)
-                if fault is None:
-                    counts["pairs"] += 1
-                    source_out.write(pair[0] + "\n")
-                    target_out.write(pair[1] + "\n")
-                elif cleaning is not None:
-                    counts[fault] += 1
-                else:
-                    side = located.target if _has_text(pair[0]) else located.source
-                    raise UserError(
-                        f"`{side}` is empty in line {number}. Only training pairs may "
-                        "be dropped; valid and test must be whole."
-                    )
+    rules = PairFilter(cleaning)
+    counts = collections.Counter({name: 0 for name in ("read", *rules.names)})
+    tasks = [
+        task
+        for part in parts
+        for task in zip(blocks_of(part.source), blocks_of(part.target))
+    ]
+    digests = source.with_name(f".{source.name}.digests.partial")
+    with contextlib.ExitStack() as stack:
+        outs = [_output(stack, path) for path in (source, target)]
+        stack.callback(digests.unlink, missing_ok=True)
+        with open(digests, "wb") as digests_out:
+            progress = Progress("pairs")
+            make = functools.partial(_BlockCleaner, cleaning)
+            for block in in_order(make, tasks, workers=workers):
+                counts.update(block.counts)
+                progress.add(block.counts["read"])
+                outs[0].write(block.source)
+                outs[1].write(block.target)
+                digests_out.write(block.digests)
+        counts["pairs"] = counts["read"] - sum(counts[name] for name in rules.names)
+        if cleaning.drop_duplicates:
+            repeated = _drop_repeated(outs, digests)
+            counts["pairs"] -= repeated
+            counts = _with_duplicates(counts, repeated)
         if not counts["pairs"]:
-            raise UserError(
-                f"no training pair is left of {counts['read']:,}: "
-                f"{counts['dropped_empty']:,} have an empty side and "
-                f"{counts['dropped_too_long']:,} are too long."
-            )
-    return counts if cleaning is not None else {"pairs": counts["pairs"]}
+            raise UserError(_nothing_left(counts))
+    return dict(counts)
 
 
-def _fault(pair: tuple[str, str], cleaning: Cleaning | None) -> str | None:
-    if not (_has_text(pair[0]) and _has_text(pair[1])):
-        return "dropped_empty"
-    if cleaning and max(len(side.split()) for side in pair) > cleaning.max_words:
-        return "dropped_too_long"
-    return None
+def _output(stack: contextlib.ExitStack, path: Path) -> IO[bytes]:
+    stream: IO[bytes] = stack.enter_context(write_atomically(path, "w+b"))
+    return stream
 
 
-def _has_text(line: str) -> bool:
-    """Tell whether SentencePiece would leave anything of a line."""
-    return any(
-        char.isprintable() and not char.isspace() and char not in _DROPPED
-        for char in line
-    )
+def _with_duplicates(
+    counts: collections.Counter[str], repeated: int
+) -> collections.Counter[str]:
+    pairs = counts.pop("pairs")
+    counts["dropped_duplicate"] = repeated
+    counts["pairs"] = pairs
+    return counts
 
 
-def _read_pairs(located: LocatedPart) -> Iterator[tuple[str, str]]:
-    """Yield the pairs of a part, then check that both sides were what they must be."""
-    part = located.part
-    source, target = _Lines(located.source), _Lines(located.target)
-    for source_line, target_line in itertools.zip_longest(source, target):
-        if source_line is not None and target_line is not None:
-            yield source_line, target_line
-    for side in (source, target):
-        if not side.count:
-            raise UserError(f"`{side.path}` is empty.")
-    if source.count != target.count:
-        raise UserError(
-            f"`{source.path}` and `{target.path}` must have equally many lines, but "
-            f"have {source.count:,} and {target.count:,}."
-        )
-    if part.lines is not None and source.count != part.lines:
-        raise UserError(
-            f"`{source.path}` and `{target.path}` must have {part.lines:,} lines, but "
-            f"have {source.count:,}. {_OTHER_TEXT}"
-        )
-    for side, file in ((source, part.source), (target, part.target)):
-        _check_digest(side, file)
+def _nothing_left(counts: collections.Counter[str]) -> str:
+    reasons = {
+        "dropped_empty": "have an empty side",
+        "dropped_too_long": "are too long",
+    }
+    dropped = [
+        f"{count:,} {reasons.get(name, 'fall to ' + name.removeprefix('dropped_'))}"
+        for name, count in counts.items()
+        if name.startswith("dropped") and (count or name in reasons)
+    ]
+    listed = ", ".join(dropped[:-1]) + " and " + dropped[-1]
+    return f"no training pair is left of {counts['read']:,}: {listed}."
 
 
-_OTHER_TEXT = (
-    "To prepare another text than the recipe's, copy the recipe to a file of your own, "
-    "take `lines` and `sha256` out and give its path as the recipe."
-)
+class _CleanBlock(NamedTuple):
+    source: bytes
+    target: bytes
+    digests: bytes
+    counts: dict[str, int]
 
 
-def _check_digest(side: _Lines, file: TextFile) -> None:
-    if file.sha256 is not None and side.sha256() != file.sha256:
-        raise UserError(
-            f"`{side.path}` must hold the text with sha256 {file.sha256}, but its text "
-            f"has {side.sha256()}. {_OTHER_TEXT}"
-        )
+class _BlockCleaner:
+    """What a worker process does with aligned blocks of lines."""
+
+    def __init__(self, cleaning: Cleaning) -> None:
+        self._cleaning, self._rules = cleaning, PairFilter(cleaning)
+
+    def __call__(self, blocks: tuple[Block, Block]) -> _CleanBlock:
+        sides = [read_block(block).decode().split("\n")[:-1] for block in blocks]
+        kept: list[tuple[str, str]] = []
+        counts: collections.Counter[str] = collections.Counter(read=len(sides[0]))
+        changed = 0
+        for source, target in zip(*sides):
+            outcome = self._rules(source, target)
+            if isinstance(outcome, str):
+                counts[outcome] += 1
+            else:
+                kept.append(outcome)
+                changed += outcome != (source, target)
+        if self._cleaning.normalise:
+            counts["changed"] = changed
+        digests = b""
+        if self._cleaning.drop_duplicates:
+            digests = b"".join(itertools.starmap(digest_of_pair, kept))
+        texts = ["".join(f"{pair[i]}\n" for pair in kept).encode() for i in (0, 1)]
+        return _CleanBlock(texts[0], texts[1], digests, dict(counts))
 
 
-class _Lines:
-    """The lines of a file, counted and digested while they are read, once.
+def _drop_repeated(outs: Sequence[IO[bytes]], digests: Path) -> int:
+    """Take repeated pairs out of the texts that were written; return their number.
 
-    Lines end with a line feed only; a carriage return before it is no text.
-
-    Raises:
-        UserError: the file cannot be read, is damaged or is not UTF-8.
+    The texts are closed up in place: what is read lies never before what is written.
     """
+    marks = digests.with_name(digests.name.replace("digests", "marks"))
+    try:
+        repeated = mark_first(digests, marks)
+        if repeated:
+            for out in outs:
+                _close_up(out, marks)
+    finally:
+        marks.unlink(missing_ok=True)
+    return repeated
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.count = 0
-        self._digest = hashlib.sha256()
 
-    def sha256(self) -> str:
-        """Return the digest of the uncompressed text that was read so far."""
-        return self._digest.hexdigest()
+def _close_up(out: IO[bytes], marks: Path) -> None:
+    out.flush()
+    with open(out.name, "rb") as lines, open(marks, "rb") as chosen:
+        place = 0
+        for batch in _batches(lines, chosen):
+            out.seek(place)
+            place += out.write(batch)
+            out.flush()
+    out.truncate(place)
+    out.seek(place)
 
-    def __iter__(self) -> Iterator[str]:
-        try:
-            with open_text(self.path) as stream:
-                for line in stream.buffer:
-                    self.count += 1
-                    self._digest.update(line)
-                    yield line.decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"`{self.path}` must be UTF-8 text, but line {self.count} is not: "
-                f"{error.reason} at its byte {error.start + 1}."
-            ) from None
-        except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
-            raise UserError(
-                f"`{self.path}` is a damaged archive, after line {self.count}: {error}."
-            ) from None
-        except PermissionError as error:
-            reason = error.strerror
-            raise UserError(f"`{self.path}` cannot be read: {reason}.") from None
+
+def _batches(lines: IO[bytes], chosen: IO[bytes]) -> Iterator[bytes]:
+    while marks := chosen.read(_BUFFER >> 6):
+        batch = list(itertools.islice(lines, len(marks)))
+        yield b"".join(itertools.compress(batch, np.frombuffer(marks, np.uint8)))

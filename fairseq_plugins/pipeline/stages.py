@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
+from fairseq_plugins.pipeline.digest_cache import DigestCache
 from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.files import read_json, sha256_of, write_json
+from fairseq_plugins.pipeline.files import read_json, write_json
 from fairseq_plugins.pipeline.manifest import FORMAT, MANIFEST
 
 __all__ = ["Stage", "Workshop"]
@@ -23,6 +24,7 @@ __all__ = ["Stage", "Workshop"]
 logger = logging.getLogger(__name__)
 
 _PROGRESS = ".progress.json"
+_DIGESTS = ".digests.json"
 _NEW = "not done yet"
 
 
@@ -32,6 +34,7 @@ class Stage:
 
     Attributes:
         name: under which it is recorded.
+        group: the stages of one kind, which can be asked for by themselves.
         title: what it does, for people.
         inputs: the files that it reads, by the names under which they are recorded.
             The output of another stage has the same name here as there.
@@ -50,6 +53,7 @@ class Stage:
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
     run: Callable[[], Mapping[str, Any]]
+    group: str = ""
 
 
 class Workshop:
@@ -66,7 +70,7 @@ class Workshop:
         self._manifest = folder / MANIFEST
         self._progress = folder / _PROGRESS
         self._records: dict[str, dict[str, Any]] = {}
-        self._digests: dict[Path, str] = {}
+        self._digests = DigestCache(folder / _DIGESTS)
         for path in (self._progress, self._manifest):
             content = _read(path)
             if content is not None:
@@ -79,18 +83,33 @@ class Workshop:
         counts: dict[str, Any] = self._records[stage]["counts"]
         return counts
 
-    def bring_up_to_date(self, stages: Sequence[Stage]) -> int:
+    def bring_up_to_date(self, stages: Sequence[Stage], *, only: str = "") -> int:
         """Run what must be run; return how many stages that were.
 
         After an error or a kill the next call goes on with the stage that was at work.
+
+        Args:
+            stages: all of them, in order.
+            only: the group to run, and no other.
+
+        Raises:
+            UserError: what comes before ``only`` is not up to date.
         """
         self._forget_all_but(stages)
         num_run = 0
         for number, stage in enumerate(stages, start=1):
+            reached = any(other.group == only for other in stages[number - 1 :])
+            if only and not reached:
+                return num_run
             change = self._change(stage)
             reason = change or self._damage(stage)
             if reason is None:
                 continue
+            if only and stage.group != only:
+                raise UserError(
+                    f"`--stage {only}` needs `{stage.name}`, which is not up to date "
+                    f"({reason}); run `--stage {stage.group}` first, or all stages."
+                )
             why = "" if reason == _NEW else f" ({reason})"
             logger.info("[%d/%d] %s%s", number, len(stages), stage.title, why)
             self._reopen()
@@ -105,6 +124,7 @@ class Workshop:
     def finish(self, description: Mapping[str, Any]) -> None:
         """Write the manifest: the description and the records of all stages."""
         content = self._content(description)
+        self._digests.save()
         if _read(self._manifest) != content:
             write_json(self._manifest, content)
         self._progress.unlink(missing_ok=True)
@@ -119,7 +139,7 @@ class Workshop:
     def _change(self, stage: Stage) -> str | None:
         """Say in what the stage is new or differs from the recorded one."""
         record = self._records.get(stage.name)
-        if record is None:
+        if record is None or not all(path.is_file() for path in stage.inputs.values()):
             return _NEW
         settings = record["settings"]
         for key in {**settings, **stage.settings}:
@@ -147,10 +167,8 @@ class Workshop:
         return None
 
     def _digest(self, path: Path) -> str:
-        """Return the SHA-256 of the whole file, read once in each run."""
-        if path not in self._digests:
-            self._digests[path] = sha256_of(path)
-        return self._digests[path]
+        """Return the SHA-256 of the whole file, read again only if it was touched."""
+        return self._digests.of(path)
 
     def _run(self, stage: Stage) -> None:
         inputs = {name: self._digest(path) for name, path in stage.inputs.items()}
@@ -158,6 +176,7 @@ class Workshop:
         counts = stage.run()
         seconds = round(time.monotonic() - started, 1)
         outputs = {name: self._digest(self.folder / name) for name in stage.outputs}
+        self._digests.save()
         self._records[stage.name] = {
             "settings": dict(stage.settings),
             "versions": dict(stage.versions),
@@ -197,7 +216,6 @@ class Workshop:
         self._records.pop(name, None)
         for output in outputs:
             path = self.folder / output
-            self._digests.pop(path, None)
             path.unlink(missing_ok=True)
             if path.parent != self.folder:
                 with contextlib.suppress(OSError):  # not empty, or not there

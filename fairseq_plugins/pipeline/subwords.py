@@ -1,4 +1,4 @@
-"""Train one SentencePiece model for both languages and split text with it."""
+"""Train one SentencePiece model for both languages."""
 from __future__ import annotations
 
 import contextlib
@@ -14,10 +14,8 @@ from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import open_text, write_atomically
 from fairseq_plugins.pipeline.recipe import Subwords
 
-__all__ = ["encode", "train"]
+__all__ = ["sample_lines", "train"]
 
-# Lines that are split at once: enough to keep Python's share of the time small.
-_BATCH = 10_000
 # Unigram sums probabilities thread by thread: the number is a part of the model, and
 # must not be that of this machine's cores. 16 is SentencePiece's own default.
 _THREADS = 16
@@ -34,7 +32,9 @@ def train(
     trained = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sample(texts, subwords),
+            sentence_iterator=sample_lines(
+                texts, max_lines=subwords.max_lines, seed=subwords.seed
+            ),
             # In memory, since SentencePiece itself would not write atomically.
             model_writer=trained,
             vocab_size=subwords.vocab_size,
@@ -57,29 +57,16 @@ def train(
     return {"vocabulary": len(processor)}
 
 
-def encode(model: Path, text: Path, pieces: Path) -> int:
-    """Write the pieces of every line with spaces between them; return their number."""
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    num_pieces = 0
-    lines = _lines(text)
-    with write_atomically(pieces) as stream:
-        while batch := list(itertools.islice(lines, _BATCH)):
-            for split in processor.encode(batch, out_type=str):
-                num_pieces += len(split)
-                stream.write(" ".join(split) + "\n")
-    return num_pieces
-
-
-def _sample(texts: Sequence[Path], subwords: Subwords) -> Iterator[str]:
+def sample_lines(
+    texts: Sequence[Path], *, max_lines: int, seed: int
+) -> Iterator[str]:
     """Yield the lines to train on, in order.
 
     SentencePiece can draw lines itself, but draws others on every run, whatever its
     seed.
     """
     total = sum(1 for path in texts for _ in _lines(path))
-    drawn = random.Random(subwords.seed).sample(
-        range(total), min(total, subwords.max_lines)
-    )
+    drawn = random.Random(seed).sample(range(total), min(total, max_lines))
     chosen = bytearray(total)
     for index in drawn:
         chosen[index] = 1

@@ -15,15 +15,21 @@ __all__ = ["read_yaml"]
 
 T = TypeVar("T")
 
-_RULES = {str: "text", int: "a whole number", float: "a number"}
+_RULES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "`true` or `false`",
+}
 
 
 def read_yaml(path: Path, kind: type[T]) -> T:
     """Build a dataclass from a YAML mapping.
 
-    Fields may be ``str``, ``int``, ``float``, dataclasses, ``tuple[X, ...]`` and
-    ``X | None``. A field without a default must be given. What a dataclass itself
-    raises as ``UserError`` is reported with the file and the place in it.
+    Fields may be ``str``, ``int``, ``float``, ``bool``, dataclasses,
+    ``tuple[X, ...]`` and ``X | None``. A field without a default must be given. What a
+    dataclass itself raises as ``UserError`` is reported with the file and the place in
+    it.
 
     Raises:
         UserError: the file is no YAML mapping; a key is unknown, missing or given
@@ -74,7 +80,7 @@ def _build(kind: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build_dataclass(kind, value, path)
     allowed = (int, float) if kind is float else kind
-    if not isinstance(value, allowed) or isinstance(value, bool):
+    if not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
         hint = " Put it in quotes." if kind is str and value is not None else ""
         raise UserError(
             f"{_place(path)} must be {_RULES[kind]}, but is `{value}`.{hint}"

@@ -1,0 +1,316 @@
+"""The stages that make a corpus of a recipe, and the files between them."""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import logging
+import math
+import platform
+from pathlib import Path
+from typing import Any, Sequence
+
+from fairseq_plugins.pipeline import (
+    binarised,
+    encoding,
+    moses_bpe,
+    parallel_text,
+    subwords,
+)
+from fairseq_plugins.pipeline.extraction import extract
+from fairseq_plugins.pipeline.parallel_text import PlainPart
+from fairseq_plugins.pipeline.piece_encoders import PieceEncoder, SentencePieces
+from fairseq_plugins.pipeline.recipe import Part, Recipe
+from fairseq_plugins.pipeline.sources import Located, LocatedPart
+from fairseq_plugins.pipeline.stages import Stage, Workshop
+
+__all__ = ["Plan"]
+
+logger = logging.getLogger(__name__)
+
+_MODEL = "spm/joint.model"
+_VOCAB = "spm/joint.vocab"
+_CODES = "bpe/codes"
+_BIN = "bin"
+# A tiny slice: enough that everything downstream runs, in minutes on a CPU.
+_SMOKE_PAIRS = {"train": 2000, "valid": 100, "test": 50}
+
+
+class Plan:
+    """The stages of a recipe in a folder."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        located: Located,
+        workshop: Workshop,
+        smoke: bool,
+        workers: int,
+    ) -> None:
+        self._recipe = recipe
+        self._located = located
+        self._subsets = located.subsets
+        self._workshop = workshop
+        self._folder = workshop.folder
+        self._languages = (recipe.source_lang, recipe.target_lang)
+        self._smoke = smoke
+        self._workers = workers
+        self._uses_moses = recipe.subwords.model_type == "subword-nmt"
+        self._model = _CODES if self._uses_moses else _MODEL
+
+    def carry_out(self, only: str) -> None:
+        """Run the stages that must be run and write the manifest."""
+        stages = [
+            *(
+                self._extract_stage(subset, located)
+                for subset, parts in self._subsets.items()
+                for located in parts
+            ),
+            *map(self._clean_stage, self._subsets),
+            self._subwords_stage(),
+            *map(self._encode_stage, self._subsets),
+            self._binarise_stage(),
+        ]
+        num_run = self._workshop.bring_up_to_date(stages, only=only)
+        if only and only != "binarise":
+            return
+        self._workshop.finish(self._description())
+        if num_run:
+            logger.info("Complete: fairseq-train reads `%s`.", self._folder / _BIN)
+        else:
+            logger.info("`%s` is up to date; nothing to do.", self._folder)
+
+    def _extract_stage(self, subset: str, located: LocatedPart) -> Stage:
+        """Write a part as plain aligned text."""
+        part, limit = located.part, self._limit(subset)
+        source, target = self._text_files(subset, part)
+        inputs = [located.source.path, located.target.path]
+        if located.line_numbers is not None:
+            inputs.append(located.line_numbers)
+        return Stage(
+            name=f"text-{subset}-{part.name}",
+            group="extract",
+            title=f"reading {part.name} for {subset}",
+            inputs={path.name: path for path in inputs},
+            outputs=[source, target],
+            settings={
+                **_facts(located),
+                **({"limit": limit} if limit else {}),
+            },
+            versions=_versions(*(["sacremoses"] if part.tokenised else [])),
+            run=lambda: extract(
+                located,
+                (self._folder / source, self._folder / target),
+                languages=self._languages,
+                limit=limit,
+            ),
+        )
+
+    def _limit(self, subset: str) -> int | None:
+        if not self._smoke:
+            return None
+        pairs = _SMOKE_PAIRS["test" if subset.startswith("test") else subset]
+        return math.ceil(pairs / len(self._subsets[subset]))
+
+    def _clean_stage(self, subset: str) -> Stage:
+        """Join the parts of a subset; clean those of ``train``."""
+        parts = [self._plain_part(subset, each) for each in self._subsets[subset]]
+        cleaning = self._recipe.cleaning
+        source, target = self._files("raw", subset)
+        outputs = self._folder / source, self._folder / target
+        is_train = subset == "train"
+
+        def run() -> dict[str, int]:
+            if is_train:
+                return parallel_text.clean_training_text(
+                    parts, *outputs, cleaning=cleaning, workers=self._workers
+                )
+            return parallel_text.join_whole_text(parts, *outputs)
+
+        names = [
+            name
+            for located in self._subsets[subset]
+            for name in self._text_files(subset, located.part)
+        ]
+        return Stage(
+            name=f"clean-{subset}",
+            group="clean",
+            title=f"{'cleaning' if is_train else 'joining'} {subset}",
+            inputs=self._inputs(names),
+            outputs=[source, target],
+            settings=dataclasses.asdict(cleaning) if is_train else {},
+            versions=_versions(),
+            run=run,
+        )
+
+    def _subwords_stage(self) -> Stage:
+        settings = self._recipe.subwords
+        texts = self._inputs(self._files("raw", "train"))
+        if self._uses_moses:
+            return Stage(
+                name="subwords",
+                group="subwords",
+                title=f"learning {settings.vocab_size:,} merges of subword-nmt",
+                inputs=texts,
+                outputs=[_CODES],
+                settings=dataclasses.asdict(settings),
+                versions=_versions("sacremoses", "subword-nmt"),
+                run=lambda: moses_bpe.train_codes(
+                    dict(zip(self._languages, texts.values())),
+                    self._folder / _CODES,
+                    subwords=settings,
+                ),
+            )
+        return Stage(
+            name="subwords",
+            group="subwords",
+            title=f"training a {settings.model_type} model of "
+            f"{settings.vocab_size:,} pieces",
+            inputs=texts,
+            outputs=[_MODEL, _VOCAB],
+            settings=dataclasses.asdict(settings),
+            versions=_versions("sentencepiece"),
+            run=lambda: subwords.train(
+                list(texts.values()),
+                self._folder / _MODEL,
+                self._folder / _VOCAB,
+                subwords=settings,
+            ),
+        )
+
+    def _encode_stage(self, subset: str) -> Stage:
+        texts, prefixes = self._files("raw", subset), self._files("ids", subset)
+
+        def run() -> dict[str, Any]:
+            return {
+                f"{language}_pieces": encoding.encode(
+                    self._encoder(language),
+                    self._folder / text,
+                    self._folder / prefix,
+                    workers=self._workers,
+                )
+                for language, text, prefix in zip(self._languages, texts, prefixes)
+            }
+
+        return Stage(
+            name=f"encode-{subset}",
+            group="encode",
+            title=f"splitting {subset} into pieces",
+            inputs=self._inputs([*texts, self._model]),
+            outputs=self._encoded_files(subset),
+            settings={},
+            versions=_versions("sentencepiece", "sacremoses", "subword-nmt"),
+            run=run,
+        )
+
+    def _encoder(self, language: str) -> PieceEncoder:
+        model = self._folder / self._model
+        if self._uses_moses:
+            return moses_bpe.MosesPieces(model, language)
+        by_word = self._recipe.subwords.model_type == "bpe"
+        return SentencePieces(model, by_word=by_word)
+
+    def _binarise_stage(self) -> Stage:
+        names = binarised.binary_names(
+            self._subsets,
+            source_lang=self._recipe.source_lang,
+            target_lang=self._recipe.target_lang,
+        )
+        files = [name for subset in self._subsets for name in
+                 self._encoded_files(subset)]  # fmt: skip
+        return Stage(
+            name="binarise",
+            group="binarise",
+            title="binarising for fairseq",
+            inputs=self._inputs(files),
+            outputs=[f"{_BIN}/{name}" for name in names],
+            settings={},
+            versions=_versions("numpy"),
+            run=lambda: binarised.binarise(
+                self._folder / "ids",
+                self._folder / _BIN,
+                pairs={subset: self._pairs(subset) for subset in self._subsets},
+                source_lang=self._recipe.source_lang,
+                target_lang=self._recipe.target_lang,
+            ),
+        )
+
+    def _description(self) -> dict[str, Any]:
+        """Return what the manifest says besides the records of the stages."""
+        subsets = {}
+        for subset in self._subsets:
+            source, target = self._files("raw", subset)
+            subsets[subset] = {
+                "title": self._title(subset),
+                "source": source,
+                "target": target,
+                "pairs": self._pairs(subset),
+            }
+        recipe = self._recipe
+        return {
+            "description": recipe.description,
+            "licence": recipe.licence,
+            "published": recipe.published,
+            **({"smoke": {"left_out": list(self._located.left_out)}}
+               if self._smoke else {}),
+            "source_lang": recipe.source_lang,
+            "target_lang": recipe.target_lang,
+            "subsets": subsets,
+            "spm_model": self._model,
+            "bin_dir": _BIN,
+        }  # fmt: skip
+
+    def _title(self, subset: str) -> str:
+        is_test = subset not in ("train", "valid")
+        return self._subsets[subset][0].part.name if is_test else subset
+
+    def _pairs(self, subset: str) -> int:
+        pairs: int = self._workshop.counts(f"clean-{subset}")["pairs"]
+        return pairs
+
+    def _plain_part(self, subset: str, located: LocatedPart) -> PlainPart:
+        source, target = self._text_files(subset, located.part)
+        names = (str(located.source), str(located.target))
+        return PlainPart(self._folder / source, self._folder / target, names)
+
+    def _text_files(self, subset: str, part: Part) -> list[str]:
+        stem = f"text/{subset}.{part.name}"
+        return [f"{stem}.{language}" for language in self._languages]
+
+    def _files(self, folder: str, subset: str) -> list[str]:
+        return [f"{folder}/{subset}.{language}" for language in self._languages]
+
+    def _encoded_files(self, subset: str) -> list[str]:
+        return [
+            prefix + ending
+            for prefix in self._files("ids", subset)
+            for ending in encoding.ENDINGS
+        ]
+
+    def _inputs(self, names: Sequence[str]) -> dict[str, Path]:
+        return {name: self._folder / name for name in names}
+
+
+def _facts(located: LocatedPart) -> dict[str, Any]:
+    """Return what decides the text of a part, besides the files that hold it."""
+    part = located.part
+    return {
+        "part": part.name,
+        "lines": part.lines,
+        "every": part.every,
+        "but_every": part.but_every,
+        "tokenised": part.tokenised,
+        "sha256": [part.source.sha256, part.target.sha256],
+        "forms": [located.source.form, located.target.form],
+        "members": [*located.source.members, *located.target.members],
+        "is_sample": located.is_sample,
+    }
+
+
+def _versions(*distributions: str) -> dict[str, str]:
+    """Return the version of Python and of those packages that are installed."""
+    versions = {"python": platform.python_version()}
+    for name in distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
