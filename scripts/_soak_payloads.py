@@ -162,8 +162,8 @@ def yaml_texts(marker: Path) -> Iterator[tuple[str, str]]:
         yield name, f"data: {call}\nrun: x\n"
         yield f"{name} as key", f"? {call}\n: 1\n"
         yield f"{name} as root", f"{call}\n"
-    yield "deep", "data: " + "[" * 5000
-    yield "deep mapping", "data: " + "{a: " * 3000
+    yield "deep", "data: " + "[" * 1500
+    yield "deep mapping", "data: " + "{a: " * 1000
     yield "bomb", "a: &a [x,x]\n" + "".join(
         f"{chr(97 + i)}: &{chr(97 + i)} [{','.join([f'*{chr(96 + i)}'] * 9)}]\n"
         for i in range(1, 12)

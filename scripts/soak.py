@@ -23,9 +23,7 @@ from typing import Any, Callable, Mapping  # noqa: E402
 
 import _soak_distribution  # noqa: E402
 import _soak_hostile  # noqa: E402
-import _soak_memory  # noqa: E402
 import _soak_numbers  # noqa: E402
-import _soak_places  # noqa: E402
 import _soak_resume  # noqa: E402
 from _soak_common import keep_part, known_parts  # noqa: E402
 
@@ -40,8 +38,6 @@ SECTIONS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "hostile": _soak_hostile.PARTS,
     "numbers": _soak_numbers.PARTS,
     "distribution": _soak_distribution.PARTS,
-    "memory": _soak_memory.PARTS,
-    "places": _soak_places.PARTS,
 }
 logger = logging.getLogger("fairseq_plugins.soak")
 
