@@ -38,6 +38,7 @@ def apply() -> None:
     keep_the_last_batch()
     copy_checkpoints_whole()
     resume_with_the_same_batches()
+    let_processes_share_a_checkpoint()
 
 
 def allow_what_checkpoints_hold() -> None:
@@ -82,7 +83,12 @@ def _safe_loader(load: Callable[..., Any]) -> Callable[..., Any]:
 @contextlib.contextmanager
 def _only_weights() -> Iterator[None]:
     """Force torch's safe loader: this variable beats the ``weights_only`` argument."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    with _set("TORCH_FORCE_WEIGHTS_ONLY_LOAD"):
+        yield
+
+
+@contextlib.contextmanager
+def _set(name: str) -> Iterator[None]:
     before = os.environ.get(name)
     os.environ[name] = "1"
     try:
@@ -272,6 +278,26 @@ def _iterator_of_the_first_epoch(get: Callable[..., Any]) -> Callable[..., Any]:
         return iterator
 
     return get_batch_iterator
+
+
+def let_processes_share_a_checkpoint() -> None:
+    """Let the first process send the others the checkpoint that it has loaded safely.
+
+    torch >= 2.6 refuses the options in it, so that no training by several processes
+    could be resumed. What is read here comes from a process of the same training.
+    """
+    from fairseq.distributed import utils
+
+    _wrap(utils, "broadcast_object", _trusting_broadcast)
+
+
+def _trusting_broadcast(broadcast: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(broadcast)
+    def broadcast_object(*args: Any, **kwargs: Any) -> Any:
+        with _set("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
+            return broadcast(*args, **kwargs)
+
+    return broadcast_object
 
 
 def _wrap(

@@ -32,14 +32,13 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-def _command(
-    processes: int, data: Path, save: Path, *options: object
-) -> list[str]:
+def _command(processes: int, data: Path, save: Path, *options: object) -> list[str]:
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes),
               "--master-port", str(29850 + processes), "--module"]  # fmt: skip
     backend = ["--ddp-backend", "legacy_ddp", "--distributed-backend", "gloo"]
     command = [sys.executable, *(launch if processes > 1 else ["-m"])]
-    command += ["fairseq_cli.train", str(data / "bin"), "--save-dir", str(save)]
+    command += ["fairseq_cli.train", str(data / "bin")]
+    command += ["--save-dir", str(save / "checkpoints")]
     command += ["--user-dir", str(Path(fairseq_plugins.__file__).parent)]
     command += [*map(str, _OPTIONS), *map(str, options)]
     return command + (backend if processes > 1 else [])
@@ -58,7 +57,6 @@ def _parity(processes: int, work: Path) -> Any:
         accumulate = ("--update-freq", processes // number)
         call(*_command(number, data, save, *options, *accumulate))
         found[number] = _last(save)["model"]
-    # What fairseq draws before the first update, gloo or not, is the same.
     one, several = found[1], found[processes]
     scale = max(float(value.abs().max()) for value in one.values())
     worst = max(float((one[k] - several[k]).abs().max()) for k in one) / scale
@@ -78,7 +76,7 @@ def one_killed(work: Path) -> Any:
             stdout=stream, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
-        last = save / "checkpoint_last.pt"
+        last = save / "checkpoints" / "checkpoint_last.pt"
         _until(lambda: last.exists() or process.poll() is not None)
         workers = _workers(process.pid)
         os.kill(workers[-1], signal.SIGKILL)
