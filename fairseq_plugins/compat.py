@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import inspect
 import os
 import pickle
 import re
@@ -36,6 +37,8 @@ def apply() -> None:
     let_torchrun_work_without_gpu()
     keep_the_last_batch()
     copy_checkpoints_whole()
+    resume_with_the_same_batches()
+    let_processes_share_a_checkpoint()
 
 
 def allow_what_checkpoints_hold() -> None:
@@ -80,7 +83,12 @@ def _safe_loader(load: Callable[..., Any]) -> Callable[..., Any]:
 @contextlib.contextmanager
 def _only_weights() -> Iterator[None]:
     """Force torch's safe loader: this variable beats the ``weights_only`` argument."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    with _set("TORCH_FORCE_WEIGHTS_ONLY_LOAD"):
+        yield
+
+
+@contextlib.contextmanager
+def _set(name: str) -> Iterator[None]:
     before = os.environ.get(name)
     os.environ[name] = "1"
     try:
@@ -234,10 +242,70 @@ def _copy_then_rename(copy: Callable[..., Any]) -> Callable[..., Any]:
     return copy_whole
 
 
-def _wrap(owner: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
+def resume_with_the_same_batches() -> None:
+    """Make the batches of a resumed training those of one that was not interrupted.
+
+    fairseq makes batches once and keeps them for all epochs, but draws them by the
+    number of the epoch in which the process started: after a restart in a later one,
+    other sentences share a batch and the training is another.
+    """
+    from fairseq.tasks.fairseq_task import FairseqTask
+
+    _wrap(FairseqTask, "get_batch_iterator", _iterator_of_the_first_epoch, bound=True)
+
+
+def _iterator_of_the_first_epoch(get: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(get)
+
+    @functools.wraps(get)
+    def get_batch_iterator(*args: Any, **kwargs: Any) -> Any:
+        call = signature.bind(*args, **kwargs)
+        call.apply_defaults()
+        given = call.arguments
+        is_kept = (
+            not given.get("disable_iterator_cache")
+            and not given.get("update_epoch_batch_itr")
+            and not getattr(given["self"].cfg, "rebuild_batches", False)
+            and given["self"].can_reuse_epoch_itr(given["dataset"])
+        )
+        if not is_kept:
+            return get(*args, **kwargs)
+        seed = given["seed"]
+        # It draws by seed + epoch, at once; the order of batches is drawn later.
+        given["seed"] = seed + 1 - given["epoch"]
+        iterator = get(*call.args, **call.kwargs)
+        iterator.seed = seed
+        return iterator
+
+    return get_batch_iterator
+
+
+def let_processes_share_a_checkpoint() -> None:
+    """Let the first process send the others the checkpoint that it has loaded safely.
+
+    torch >= 2.6 refuses the options in it, so that no training by several processes
+    could be resumed. What is read here comes from a process of the same training.
+    """
+    from fairseq.distributed import utils
+
+    _wrap(utils, "broadcast_object", _trusting_broadcast)
+
+
+def _trusting_broadcast(broadcast: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(broadcast)
+    def broadcast_object(*args: Any, **kwargs: Any) -> Any:
+        with _set("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
+            return broadcast(*args, **kwargs)
+
+    return broadcast_object
+
+
+def _wrap(
+    owner: Any, name: str, wrapper: Callable[[Any], Any], *, bound: bool = False
+) -> None:
     original = getattr(owner, name)
     if not getattr(original, _MENDED, False):
         mended = wrapper(original)
         setattr(mended, _MENDED, True)
-        is_class = isinstance(owner, type)
-        setattr(owner, name, staticmethod(mended) if is_class else mended)
+        is_static = isinstance(owner, type) and not bound
+        setattr(owner, name, staticmethod(mended) if is_static else mended)

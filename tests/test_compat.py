@@ -202,6 +202,23 @@ def test_a_copy_that_stops_halfway_spoils_the_checkpoint_without_the_mend(
     assert last.read_bytes() == b"n" * 100
 
 
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_resumed_training_has_other_batches_without_the_mend(mended, task):
+    from fairseq.tasks.fairseq_task import FairseqTask
+
+    get = FairseqTask.get_batch_iterator
+    get = get if mended else get.__wrapped__
+    batches = []
+    for epoch in (1, 5):
+        task.dataset_to_epoch_iter.clear()  # as in a new process
+        iterator = get(task, task.dataset("train"), max_tokens=40, seed=7, epoch=epoch)
+        assert iterator.seed == 7
+        batches.append([batch.tolist() for batch in iterator.frozen_batches])
+    task.dataset_to_epoch_iter.clear()
+    assert sorted(sum(batches[0], [])) == sorted(sum(batches[1], []))
+    assert (batches[0] == batches[1]) is mended
+
+
 def test_applying_twice_wraps_once(task):
     from fairseq import checkpoint_utils
 

@@ -224,13 +224,13 @@ def test_epsilon_follows_the_number_of_updates_that_the_task_is_told(
     [
         (dict(rho=1.5), r"`--rho` must be between 0 and 1, but is 1.5"),
         (dict(beam=0), r"`--beam` must be at least 1, but is 0"),
-        (dict(epsilon=0.0), r"`--epsilon` must be positive, but is 0.0"),
-        (dict(epsilon_end=0.0), r"`--epsilon-end` must be positive, but is 0.0"),
+        (dict(epsilon=0.0), r"`--epsilon` must be positive and finite, but is 0.0"),
+        (dict(epsilon_end=0.0), r"`--epsilon-end` must be positive and finite"),
         (dict(pool_size=5), r"`--pool-size` must be above the beam \(5\)"),
         (dict(beam=20), r"`--pool-size` must be above .* but is 80"),
         (dict(beam_start=0), r"`--beam-start` must be at least 1, but is 0"),
         (dict(beam_max_len_a=-1.0), r"`--beam-max-len-a` must be 0 or more"),
-        (dict(risk_epsilon=0.0), r"`--risk-epsilon` must be positive, but is 0.0"),
+        (dict(risk_epsilon=0.0), r"`--risk-epsilon` must be positive and finite"),
         (
             dict(engine="two-pass", mixing="soft"),
             r"`--engine` must be rollout unless mixing is hard, but is two-pass",

@@ -1,5 +1,6 @@
 """The options of ``soft_beam_search``, and what they must be."""
 # fairseq reads the types of the options at run time: no postponed annotations here.
+import math
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -134,6 +135,7 @@ def check_options(cfg: SoftBeamSearchConfig, pool_size: int, task: Any) -> None:
 
 
 _Rule = tuple[str, Any, bool, str]
+_POSITIVE, _NOT_NEGATIVE = "positive and finite", "0 or more and finite"
 
 
 def _ranges(cfg: SoftBeamSearchConfig) -> list[_Rule]:
@@ -159,8 +161,8 @@ def _ranges(cfg: SoftBeamSearchConfig) -> list[_Rule]:
         ("rho", cfg.rho, 0 <= cfg.rho <= 1, "between 0 and 1"),
         ("beam", cfg.beam, cfg.beam >= 1, "at least 1"),
         ("beam-start", start, start >= 1, "at least 1"),
-        *((name, value, value > 0, "positive") for name, value in positive.items()),
-        *((name, v, v >= 0, "0 or more") for name, v in not_negative.items()),
+        *((n, v, 0 < v < math.inf, _POSITIVE) for n, v in positive.items()),
+        *((n, v, 0 <= v < math.inf, _NOT_NEGATIVE) for n, v in not_negative.items()),
     ]
 
 

@@ -76,8 +76,12 @@ def evaluate_run(
         one row per beam, as it stands in ``scores.json``.
 
     Raises:
-        UserError: run, subset or checkpoint are not there, or do not fit each other.
+        UserError: run, subset or checkpoint are not there, or do not fit each other; a
+            beam size is below 1.
     """
+    for beam in beams:
+        if beam < 1:
+            raise UserError(f"`--beam` must be 1 or more, but is {beam}.")
     folder = RunFolder(run)
     data = Path(folder.read_config()["data"])
     _check_unchanged(folder, data)

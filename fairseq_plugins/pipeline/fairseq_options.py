@@ -89,11 +89,10 @@ def _by_name(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 
 
 def _unknown(key: str, known: list[str]) -> str:
-    hint = did_you_mean(key, known) or (
-        " fairseq-train has no such option with this `arch`, `criterion`, `optimizer` "
-        "and `lr_scheduler`."
+    return (
+        f"unknown key `{key}`.{did_you_mean(key, known)} fairseq-train has no such "
+        "option with this `arch`, `criterion`, `optimizer` and `lr_scheduler`."
     )
-    return f"unknown key `{key}`.{hint}"
 
 
 def _arguments(key: str, value: Any, action: argparse.Action) -> list[str]:

@@ -92,7 +92,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"`{path}` does not exist.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"`{path}` is not valid JSON: {error}.") from None
 
 

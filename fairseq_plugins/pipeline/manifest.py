@@ -67,7 +67,16 @@ class PreparedCorpus:
         content = read_json(manifest)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UserError(f"`{manifest}` is no manifest of scripts/prepare.py.")
-        folder = manifest.parent
+        try:
+            return cls._of(manifest.parent, content)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"`{manifest}` is damaged ({type(error).__name__}: {error}); run "
+                "scripts/prepare.py again."
+            ) from None
+
+    @classmethod
+    def _of(cls, folder: Path, content: Mapping[str, Any]) -> PreparedCorpus:
         return cls(
             folder=folder,
             recipe=content["recipe"],

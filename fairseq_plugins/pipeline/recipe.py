@@ -58,8 +58,7 @@ class Archive:
         _check_file_name(self.file)
         _check_digests(self)
         for url in (self.url, *self.mirrors):
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
+            if not _is_web_address(url):
                 raise UserError(f"`url` must begin with http or https, but is `{url}`.")
         if self.bytes is not None and self.bytes < 1:
             raise UserError(f"`bytes` must be positive, but is {self.bytes}.")
@@ -301,6 +300,17 @@ def load_recipe(name: str) -> tuple[Path, Recipe]:
         f"there is no recipe `{name}`.{did_you_mean(name, names)} Recipes: "
         f"{', '.join(names)}; or give the path of a YAML file."
     )
+
+
+def _is_web_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname)
+    except ValueError:
+        return False
+    # urlsplit leaves out line ends and leading spaces without a word.
+    is_plain = url.isprintable() and not any(map(str.isspace, url))
+    return is_plain and has_host and parts.scheme in ("http", "https")
 
 
 def _check_file_name(file: str) -> None:

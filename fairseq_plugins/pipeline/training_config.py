@@ -25,6 +25,7 @@ import yaml
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import sha256_of
 from fairseq_plugins.pipeline.manifest import MANIFEST, PreparedCorpus
+from fairseq_plugins.pipeline.typed_yaml import NOT_YAML
 
 __all__ = [
     "OURS",
@@ -187,9 +188,9 @@ def _parse_file(path: Path) -> Config:
     try:
         tree = yaml.compose(text, yaml.SafeLoader)
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except NOT_YAML as error:
         raise UserError(f"`{path}` is not valid YAML: {_where(error)}.") from None
-    if not isinstance(tree, yaml.MappingNode):
+    if not (isinstance(tree, yaml.MappingNode) and isinstance(values, dict)):
         raise UserError(f"`{path}` must hold lines of `key: value`.")
     _check_keys(path, tree)
     return {_normal(key): value for key, value in values.items()}
@@ -210,7 +211,7 @@ def _check_keys(path: Path, tree: yaml.MappingNode) -> None:
 def _parse_value(override: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except NOT_YAML as error:
         raise UserError(f"`{override}` is not valid YAML: {_where(error)}.") from None
 
 
@@ -218,11 +219,11 @@ def _normal(key: object) -> str:
     return str(key).strip().lstrip("-").replace("-", "_")
 
 
-def _where(error: yaml.YAMLError) -> str:
+def _where(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
-    return str(error)
+    return "too deeply nested" if isinstance(error, RecursionError) else str(error)
 
 
 def _others(path: Path) -> str:

@@ -11,9 +11,13 @@ import yaml
 
 from fairseq_plugins.pipeline.errors import UserError, did_you_mean
 
-__all__ = ["build", "read_yaml"]
+__all__ = ["NOT_YAML", "build", "read_yaml"]
 
 T = TypeVar("T")
+
+# What PyYAML's safe loader raises: some values (a date that there is not, a number of
+# 5,000 digits) and deep nesting give errors that are not its own.
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 _RULES = {
     str: "text",
@@ -39,7 +43,7 @@ def read_yaml(path: Path, kind: type[T]) -> T:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except UnicodeDecodeError as error:
         raise UserError(f"`{path}` must be UTF-8 text, but {error}.") from None
-    except yaml.YAMLError as error:
+    except NOT_YAML as error:
         raise UserError(f"`{path}` is not valid YAML: {error}.") from None
     try:
         return build(kind, content)
