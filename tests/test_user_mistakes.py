@@ -223,7 +223,7 @@ FORMAT = "fairseq-soft-topk corpus, 1"
 EVALUATION = {
     "no run": (lambda: evaluate_run(Path("no")), "`no` must be a run folder of"),
     "no beam": (lambda: evaluate_run(Path("no"), beams=[0]), "`--beam` must be 1 or"),
-    "unfinished": (lambda: compare_runs(Path("no"), []), "must be a finished run"),
+    "unfinished": (lambda: compare_runs([Path("no")], []), "must be a finished run"),
     "unprepared": (lambda: PreparedCorpus.load(Path(".")), "but holds no manifest."),
     "no folder": (lambda: PreparedCorpus.load(Path("no")), "but is no folder"),
     "other manifest": (manifest({}), "is no manifest of scripts/prepare.py"),
@@ -316,7 +316,7 @@ ARGUMENTS = [
     ("evaluate", ["run", "--lenpen", "nan"], "must be a finite number, but is nan"),
     ("evaluate", ["run", "--max-tokens", "-1"], "must be 1 or more, but is -1"),
     ("evaluate", [], "the following arguments are required: RUN"),
-    ("compare", ["control"], "the following arguments are required: RUN"),
+    ("compare", ["control"], "the following arguments are required: SYSTEM"),
     ("train", [], "the following arguments are required: CONFIG.yaml"),
     ("train", ["c.yaml", "--dry"], "no configuration file"),
     ("prepare", [], "the following arguments are required: recipe"),
