@@ -58,9 +58,10 @@ def _train(criterion: dict[str, Any], work: Path, kills: int, seed: int) -> Any:
     rng, landed, damaged = random.Random(seed), Counter[str](), 0
     drawn = moments(rng, kills=kills, updates=int(config["max_update"]))
     for number, (kind, target) in enumerate(drawn, start=1):
+        before = _half_written(broken)
         if _killed_training(command, broken, kind, target, rng):
             landed[kind] += 1
-        landed["left a temporary file"] += any((broken / "checkpoints").glob("*.tmp"))
+        landed["left a temporary file"] += _half_written(broken) != before
         damaged += _num_damaged(broken / "checkpoints")
         logger.info("%s: kill %d of %d (%s)", name, number, kills, kind)
     call(*command)
@@ -92,11 +93,20 @@ def _killed_training(
             begin = log.stat().st_size if log.exists() else 0
             _wait(process, lambda: _updates_in(log, begin) >= target)
             if kind == "write":
-                temporary = run / "checkpoints"
-                _wait(process, lambda: any(temporary.glob("*.tmp")), pause=0.0005)
+                left = _half_written(run)  # by an earlier kill
+                _wait(process, lambda: _half_written(run) != left, pause=0.0005)
             else:
                 time.sleep(rng.uniform(0, 0.1))
         return kill_tree(process)
+
+
+def _half_written(run: Path) -> dict[str, int]:
+    """Return the temporary files of checkpoints and when each was last written to."""
+    found = {}
+    for path in (run / "checkpoints").glob("*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # renamed in this moment
+            found[path.name] = path.stat().st_mtime_ns
+    return found
 
 
 def _updates_in(log: Path, begin: int) -> int:
