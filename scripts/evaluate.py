@@ -57,7 +57,7 @@ def _report(rows: list[Row]) -> str:
     ]
     older = _scoring_options.older_papers(rows)
     parts += [older] if older else []
-    signatures = [
+    signatures = dict.fromkeys(
         f"{name}: {row[key]}"
         for name, key in (
             ("BLEU", "bleu_signature"),
@@ -65,14 +65,16 @@ def _report(rows: list[Row]) -> str:
             ("TER", "ter_signature"),
             ("COMET", "comet_model"),
         )
+        for row in rows
         if key in row
-    ]
+    )
     return "\n\n".join([*parts, "\n".join(signatures)])
 
 
 def _scores(rows: list[Row]) -> str:
     headings = ["beam", "BLEU", "chrF", "TER", "1/2/3/4-gram precision", "BP", "length"]
-    headings += ["COMET"] if "comet" in rows[0] else []
+    has_comet = any("comet" in row for row in rows)
+    headings += ["COMET"] if has_comet else []
     cells = [
         [
             str(row["beam"]),
@@ -82,7 +84,7 @@ def _scores(rows: list[Row]) -> str:
             "/".join(f"{value:.1f}" for value in row["precisions"]),
             f"{row['brevity_penalty']:.3f}",
             f"{row['length_ratio']:.3f}",
-            *([f"{row['comet']:.4f}"] if "comet" in row else []),
+            *([f"{row['comet']:.4f}" if "comet" in row else None] if has_comet else []),
         ]
         for row in rows
     ]
