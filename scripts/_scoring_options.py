@@ -1,13 +1,40 @@
-"""What scripts/evaluate.py and scripts/score.py have in common."""
+"""What scripts/evaluate.py, scripts/compare.py and scripts/score.py have in common."""
 from __future__ import annotations
 
 import argparse
 from typing import Any, Mapping, Sequence
 
+from _arguments import at_least, finite, share
+
 from fairseq_plugins.evaluation.comet import DEFAULT_MODEL, Comet
 from fairseq_plugins.evaluation.comparable import MAX_EMPTY
 from fairseq_plugins.evaluation.run_scores import Scoring
 from fairseq_plugins.evaluation.table import format_table
+
+
+def add_evaluation(parser: argparse.ArgumentParser) -> None:
+    """Add which translations of a run are meant."""
+    add = parser.add_argument
+    add("--beam", type=at_least(1), nargs="+", default=[1, 5], metavar="K",
+        help="beam sizes, 1 is greedy (default: 1 5)")  # fmt: skip
+    add("--subset", default="test", metavar="NAME",
+        help="test set: fairseq's name, its title, or a part such as "
+        "newstest2014/2737 (default: test)")  # fmt: skip
+    add("--checkpoint", default=["best"], nargs="+", metavar="WHICH",
+        help="best, last or a path; several: their average (default: best)",
+        )  # fmt: skip
+    add("--lenpen", type=finite, default=1.0, metavar="X",
+        help="exponent of the length in the score (default: 1)")  # fmt: skip
+
+
+def evaluation(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return these as :func:`evaluate_run` takes them."""
+    return {
+        "beams": arguments.beam,
+        "subset": arguments.subset,
+        "checkpoint": arguments.checkpoint,
+        "lenpen": arguments.lenpen,
+    }
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -18,8 +45,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="add COMET: a comet-score, or a Python that has it")  # fmt: skip
     add("--comet-model", default=DEFAULT_MODEL, metavar="NAME",
         help=f"default: {DEFAULT_MODEL}")  # fmt: skip
-    add("--comet-gpus", type=int, default=0, metavar="N", help="default: 0")
-    add("--max-empty", type=_share, default=MAX_EMPTY, metavar="SHARE",
+    add("--comet-gpus", type=at_least(0), default=0, metavar="N",
+        help="default: 0")  # fmt: skip
+    add("--max-empty", type=share, default=MAX_EMPTY, metavar="SHARE",
         help="hypotheses that may be empty (default: %(default)s)")  # fmt: skip
     add("--force", action="store_true",
         help="score what looks wrong: subword marks, tokenised text, ...")  # fmt: skip
@@ -60,10 +88,3 @@ def span(bucket: Mapping[str, Any]) -> str:
     """Return how many words the sentences of a bucket of lengths have."""
     last = bucket["to_words"]
     return f"{bucket['from_words']} to {last}" if last else f"{bucket['from_words']} on"
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be between 0 and 1, but is {value}")
-    return value

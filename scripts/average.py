@@ -22,6 +22,8 @@ import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
+from _arguments import at_least  # noqa: E402
+
 from fairseq_plugins.evaluation.average import average_checkpoints  # noqa: E402
 from fairseq_plugins.pipeline.errors import UserError, run_command_line  # noqa: E402
 from fairseq_plugins.pipeline.files import read_json, write_json  # noqa: E402
@@ -101,19 +103,12 @@ def _parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("paths", type=Path, nargs="+", metavar="RUN or CHECKPOINT")
     last = parser.add_mutually_exclusive_group()
-    last.add_argument("--last-updates", type=_positive, metavar="N",
+    last.add_argument("--last-updates", type=at_least(1), metavar="N",
                       help="the last N that were saved by updates")  # fmt: skip
-    last.add_argument("--last-epochs", type=_positive, metavar="N",
+    last.add_argument("--last-epochs", type=at_least(1), metavar="N",
                       help="the last N that were saved after an epoch")  # fmt: skip
     add("--output", type=Path, metavar="FILE")
     return parser.parse_args()
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, but is {value}")
-    return value
 
 
 if __name__ == "__main__":

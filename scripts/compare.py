@@ -25,6 +25,9 @@ import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, Sequence  # noqa: E402
 
+import _scoring_options  # noqa: E402
+from _arguments import at_least  # noqa: E402
+
 from fairseq_plugins.evaluation.comparison import compare_files  # noqa: E402
 from fairseq_plugins.evaluation.run_comparison import compare_runs  # noqa: E402
 from fairseq_plugins.evaluation.run_scores import Row  # noqa: E402
@@ -47,10 +50,7 @@ def main() -> int:
             systems[0],
             systems[1:],
             shown=arguments.sentences,
-            beams=arguments.beam,
-            subset=arguments.subset,
-            checkpoint=arguments.checkpoint,
-            lenpen=arguments.lenpen,
+            **_scoring_options.evaluation(arguments),
         )
     if arguments.json:
         write_json(arguments.json, rows)
@@ -151,22 +151,18 @@ def _parse_arguments() -> argparse.Namespace:
     add("systems", type=_paths, nargs="+", metavar="SYSTEM")
     add("--reference", type=Path, metavar="REF",
         help="compare files of translations of this text")  # fmt: skip
-    add("--beam", type=int, nargs="+", default=[1, 5], metavar="K",
-        help="beam sizes, 1 is greedy (default: 1 5)")  # fmt: skip
-    add("--subset", default="test", help="subset of the corpus (default: test)")
-    add("--checkpoint", default=["best"], nargs="+", metavar="WHICH",
-        help="best, last or a path; several: their average (default: best)",
-        )  # fmt: skip
-    add("--lenpen", type=float, default=1.0, metavar="X",
-        help="exponent of the length in the score (default: 1)")  # fmt: skip
-    add("--sentences", type=int, default=3, metavar="N",
+    _scoring_options.add_evaluation(parser)
+    add("--sentences", type=at_least(0), default=3, metavar="N",
         help="sentences of greatest gain and loss to show (default: 3)")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="write the rows here, too")
     return parser.parse_args()
 
 
 def _paths(text: str) -> Sequence[Path]:
-    return [Path(part) for part in text.split(",") if part]
+    paths = [Path(part) for part in text.split(",") if part]
+    if not paths:
+        raise argparse.ArgumentTypeError(f"must name a system, but is `{text}`")
+    return paths
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ _environment.ensure()
 
 import argparse  # noqa: E402
 import logging  # noqa: E402
-import math  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import _scoring_options  # noqa: E402
+from _arguments import at_least  # noqa: E402
 
 from fairseq_plugins.evaluation.run_scores import Row, evaluate_run  # noqa: E402
 from fairseq_plugins.evaluation.table import format_table  # noqa: E402
@@ -33,10 +33,7 @@ def main() -> int:
     arguments = _parse_arguments()
     rows = evaluate_run(
         arguments.run,
-        beams=arguments.beam,
-        subset=arguments.subset,
-        checkpoint=arguments.checkpoint,
-        lenpen=arguments.lenpen,
+        **_scoring_options.evaluation(arguments),
         max_tokens=arguments.max_tokens,
         scoring=_scoring_options.scoring(arguments),
     )
@@ -60,7 +57,7 @@ def _report(rows: list[Row]) -> str:
     ]
     older = _scoring_options.older_papers(rows)
     parts += [older] if older else []
-    signatures = [
+    signatures = dict.fromkeys(
         f"{name}: {row[key]}"
         for name, key in (
             ("BLEU", "bleu_signature"),
@@ -68,14 +65,16 @@ def _report(rows: list[Row]) -> str:
             ("TER", "ter_signature"),
             ("COMET", "comet_model"),
         )
+        for row in rows
         if key in row
-    ]
+    )
     return "\n\n".join([*parts, "\n".join(signatures)])
 
 
 def _scores(rows: list[Row]) -> str:
     headings = ["beam", "BLEU", "chrF", "TER", "1/2/3/4-gram precision", "BP", "length"]
-    headings += ["COMET"] if "comet" in rows[0] else []
+    has_comet = any("comet" in row for row in rows)
+    headings += ["COMET"] if has_comet else []
     cells = [
         [
             str(row["beam"]),
@@ -85,7 +84,7 @@ def _scores(rows: list[Row]) -> str:
             "/".join(f"{value:.1f}" for value in row["precisions"]),
             f"{row['brevity_penalty']:.3f}",
             f"{row['length_ratio']:.3f}",
-            *([f"{row['comet']:.4f}"] if "comet" in row else []),
+            *([f"{row['comet']:.4f}" if "comet" in row else None] if has_comet else []),
         ]
         for row in rows
     ]
@@ -133,35 +132,12 @@ def _parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN")
-    add("--beam", type=_positive, nargs="+", default=[1, 5], metavar="K",
-        help="beam sizes, 1 is greedy (default: 1 5)")  # fmt: skip
-    add("--subset", default="test", metavar="NAME",
-        help="test set: fairseq's name, its title, or a part such as "
-        "newstest2014/2737 (default: test)")  # fmt: skip
-    add("--checkpoint", default=["best"], nargs="+", metavar="WHICH",
-        help="best, last or a path; several: their average (default: best)",
-        )  # fmt: skip
-    add("--lenpen", type=_finite, default=1.0, metavar="X",
-        help="exponent of the length in the score (default: 1)")  # fmt: skip
-    add("--max-tokens", type=_positive, default=4000, metavar="N",
+    _scoring_options.add_evaluation(parser)
+    add("--max-tokens", type=at_least(1), default=4000, metavar="N",
         help="tokens in a batch (default: 4000)")  # fmt: skip
     _scoring_options.add_options(parser)
     add("--json", type=Path, metavar="FILE", help="write the rows here, too")
     return parser.parse_args()
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, but is {value}")
-    return value
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"must be a finite number, but is {value}")
-    return value
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ import _environment
 
 _environment.ensure()
 
+from _arguments import at_least  # noqa: E402
+
 from fairseq_plugins.evaluation.run_checkpoint import (  # noqa: E402
     choose_checkpoint,
 )
@@ -30,7 +32,7 @@ from fairseq_plugins.knn_mt.experiment import (  # noqa: E402
     Experiment,
     Options,
 )
-from fairseq_plugins.pipeline.errors import UserError, run_command_line  # noqa: E402
+from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
 from fairseq_plugins.pipeline.files import write_json  # noqa: E402
 from fairseq_plugins.pipeline.manifest import PreparedCorpus  # noqa: E402
 from fairseq_plugins.pipeline.run_folder import RunFolder  # noqa: E402
@@ -40,8 +42,6 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("fairseq_plugins").setLevel(logging.INFO)
     arguments = _parse()
-    if arguments.beam < 1:
-        raise UserError(f"`--beam` must be 1 or more, but is {arguments.beam}.")
     run = RunFolder(arguments.run)
     experiment = Experiment(
         choose_checkpoint(run, arguments.checkpoint).path,
@@ -92,7 +92,7 @@ def _parse() -> argparse.Namespace:
     add("--systems", nargs="+", choices=list(SYSTEMS), default=["soft"],
         metavar="SYSTEM",
         help=f"of {', '.join(SYSTEMS)} (default: soft)")  # fmt: skip
-    add("--beam", type=int, default=5, metavar="K")
+    add("--beam", type=at_least(1), default=5, metavar="K")
     add("--neighbours", type=int, default=defaults.num_neighbours,
         metavar="N",
         help=f"looked up each step (default: {defaults.num_neighbours})")  # fmt: skip

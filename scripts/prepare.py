@@ -19,6 +19,8 @@ import logging  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+from _arguments import at_least  # noqa: E402
+
 from fairseq_plugins.pipeline.errors import UserError, run_command_line  # noqa: E402
 from fairseq_plugins.pipeline.preparation import (  # noqa: E402
     STAGES,
@@ -109,16 +111,9 @@ def _parse_arguments() -> argparse.Namespace:
         help="for downloaded archives; default: runs/downloads",
     )
     parser.add_argument(
-        "--workers", type=_positive, metavar="N", help="processes; default: all cores"
+        "--workers", type=at_least(1), metavar="N", help="processes; default: all cores"
     )
     return parser.parse_args()
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, but is {value}")
-    return value
 
 
 if __name__ == "__main__":

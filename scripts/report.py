@@ -16,7 +16,8 @@ import argparse  # noqa: E402
 import logging  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Callable  # noqa: E402
+
+from _arguments import at_least, finite  # noqa: E402
 
 from fairseq_plugins.evaluation.report.build import (  # noqa: E402
     ReportOptions,
@@ -60,28 +61,18 @@ def _parse_arguments() -> argparse.Namespace:
     add("--subset", help="test set of translations and explorer (default: the first)")
     add("--checkpoint", metavar="WHICH",
         help="scores of best, last or a file (default: with most scores)")  # fmt: skip
-    add("--lenpen", type=float, default=1.0, metavar="X",
+    add("--lenpen", type=finite, default=1.0, metavar="X",
         help="scores with this exponent of the length (default: 1)")  # fmt: skip
-    add("--samples", type=_count(1), default=200, metavar="N",
+    add("--samples", type=at_least(1), default=200, metavar="N",
         help="sentences side by side (default: 200)")  # fmt: skip
-    add("--explore", type=_count(0), default=20, metavar="N",
+    add("--explore", type=at_least(0), default=20, metavar="N",
         help="sentences in the beam explorer, 0 for none (default: 20)")  # fmt: skip
-    add("--explore-beam", type=_count(2), metavar="K",
+    add("--explore-beam", type=at_least(2), metavar="K",
         help="beam size of the explorer (default: that of the comparison)")  # fmt: skip
     add("--seed", type=int, default=1,
         help="of the sentences that are drawn (default: 1)")  # fmt: skip
     add("--title", help="of the page")
     return parser.parse_args()
-
-
-def _count(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be {least} or more, but is {value}")
-        return value
-
-    return parse
 
 
 if __name__ == "__main__":

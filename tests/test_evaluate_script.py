@@ -151,6 +151,22 @@ def test_a_test_set_is_translated_and_scored_once(run: Path, tmp_path: Path) -> 
     assert "sentences" not in second.stderr
 
 
+def test_a_score_that_only_some_beams_have_gets_a_column(run: Path) -> None:
+    assert evaluate(run, "--beam", 1, 3).returncode == 0
+    path = run / "eval" / "scores.json"
+    rows = json.loads(path.read_text())
+    more = {"comet": 0.75, "comet_model": "some/model"}
+    path.write_text(json.dumps([rows[0], rows[1] | more]))
+    result = evaluate(run, "--beam", 1, 3)
+    assert result.returncode == 0, result.stderr
+    table = result.stdout.split("\n\n")[1].splitlines()
+    assert [line.split()[-1] for line in table if line[0] != "-"] == [
+        "COMET", "-", "0.7500",
+    ]  # fmt: skip
+    assert "COMET: some/model" in result.stdout
+    path.write_text(json.dumps(rows))
+
+
 def test_a_sentence_that_is_too_long_is_named_and_not_left_out(run: Path) -> None:
     result = evaluate(run, "--subset", "test1", "--beam", 1)
     assert result.returncode == 2

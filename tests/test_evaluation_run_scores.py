@@ -10,9 +10,11 @@ import sentencepiece
 import torch
 
 from fairseq_plugins.evaluation import run_references, run_scores, test_sets
+from fairseq_plugins.evaluation.comet import Comet
 from fairseq_plugins.evaluation.generate import Subset, Translations
 from fairseq_plugins.evaluation.generate_output import Hypothesis, Reference
-from fairseq_plugins.evaluation.run_scores import evaluate_run
+from fairseq_plugins.evaluation.run_scores import Scoring, evaluate_run
+from fairseq_plugins.evaluation.score_store import ScoreStore
 from fairseq_plugins.evaluation.test_sets import TestSet
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import read_lines
@@ -237,6 +239,48 @@ def test_a_part_of_a_test_set_is_scored_by_the_same_translations(
     assert len(calls) == 1
     with pytest.raises(UserError, match="`first_set/3` is no known test set. Did you"):
         evaluate_run(run, subset="first_set/3")
+
+
+def test_a_score_that_fails_does_not_cost_the_search(
+    run: Path, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*texts: Any) -> float:
+        raise UserError("COMET ended with status 1")
+
+    monkeypatch.setattr(run_scores, "comet_score", fail)
+    scoring = Scoring(comet=Comet("comet-score"))
+    for _ in range(2):
+        with pytest.raises(UserError, match="COMET ended"):
+            evaluate_run(run, beams=[2], scoring=scoring)
+    assert len(calls) == 1 and "comet" not in stored(run)[0]
+    monkeypatch.setattr(run_scores, "comet_score", lambda *texts: 0.5)
+    (row,) = evaluate_run(run, beams=[2], scoring=scoring)
+    assert len(calls) == 1 and row["comet"] == 0.5 and stored(run) == [row]
+
+
+def test_a_row_that_another_process_adds_meanwhile_is_kept(tmp_path: Path) -> None:
+    row = {"subset": "test", "title": "", "checkpoint": "a", "lenpen": 1.0, "beam": 1}
+    ours, theirs = ScoreStore(tmp_path), ScoreStore(tmp_path)
+    assert ours.find(row) is None and theirs.find(row) is None
+    theirs.add(row)
+    ours.add({**row, "beam": 2})
+    rows = json.loads((tmp_path / "scores.json").read_text())
+    assert [row["beam"] for row in rows] == [1, 2]
+
+
+@pytest.mark.parametrize("max_empty", [0.1, 0.5])
+def test_empty_references_are_refused_by_the_share_that_is_given(
+    run: Path, calls: list[dict[str, Any]], max_empty: float
+) -> None:
+    (run.parent / "corpus" / "test.yy").write_text("two men walk\n\nthe red house\n")
+    scoring = Scoring(max_empty=max_empty)
+    if max_empty > 1 / 3:
+        (row,) = evaluate_run(run, beams=[1], scoring=scoring)
+        assert row["sentences"] == 3
+        return
+    with pytest.raises(UserError, match="at most 10% of the hypotheses may be empty"):
+        evaluate_run(run, beams=[1], scoring=scoring)
+    assert not calls
 
 
 def test_a_known_name_with_another_number_of_sentences_is_refused(

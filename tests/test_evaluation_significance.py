@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import SHARED_DATA
 
 from fairseq_plugins.evaluation.changes import changes
 from fairseq_plugins.evaluation.comparison import compare_files, mean_row
@@ -21,7 +22,6 @@ from fairseq_plugins.evaluation.significance import (
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import read_lines, write_lines
 
-DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 METHODS = ["randomization", "bootstrap"]
 WORDS = [f"word{i}" for i in range(50)]
 
@@ -195,14 +195,14 @@ def test_wrong_input_is_refused(references: list[str]) -> None:
         paired_test(references, references, references, samples=0)
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data")
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no ../shared/data")
 def test_wmt17_systems_differ_by_their_published_scores() -> None:
     # The scores are published. So great a difference on 3,004 sentences can only have
     # the smallest p-value that the number of samples allows.
-    folder = DATA / "bleu_check" / "wmt17-en-de"
+    folder = SHARED_DATA / "bleu_check" / "wmt17-en-de"
     names = ("newstest2017.xmu.4910.de.xz", "newstest2017.uedin-nmt.4722.de.xz")
     one, other = (read_lines(folder / name) for name in names)
-    references = read_lines(DATA / "newstest" / "newstest2017-en-de.de.xz")
+    references = read_lines(SHARED_DATA / "newstest" / "newstest2017-en-de.de.xz")
     ours, theirs = Trainings([one], references), Trainings([other], references)
     for method in METHODS:
         result = pooled_test(ours, theirs, method=method, samples=200)

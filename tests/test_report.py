@@ -12,11 +12,18 @@ import pytest
 
 from fairseq_plugins.evaluation.report.assets import render_page, safe_json
 from fairseq_plugins.evaluation.report.curves import read_curves
-from fairseq_plugins.evaluation.report.runs import load_runs, short_names
+from fairseq_plugins.evaluation.report.runs import (
+    load_runs,
+    references_of,
+    shared_test_sets,
+    short_names,
+)
 from fairseq_plugins.evaluation.report.samples import chosen_sentences, score_sentences
 from fairseq_plugins.evaluation.report.scores import bleu_by_length, length_buckets
 from fairseq_plugins.evaluation.scoring import score
 from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.pipeline.files import sha256_of
+from fairseq_plugins.pipeline.manifest import FORMAT
 
 HOSTILE = "</script><img src=x onerror=alert(1)> <!-- <script> \u2028 &amp; @@data@@ ▁"
 STAMP = "2026-01-01 00:00:00 | INFO |"
@@ -163,6 +170,58 @@ def test_json_in_a_script_holds_nothing_that_ends_it():
     assert json.loads(text) == {"a": HOSTILE}
     with pytest.raises(ValueError):
         safe_json({"a": float("nan")})
+
+
+def evaluated(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write a run folder with these rows, on a corpus of two sentences."""
+    corpus, run = folder / "corpus", folder / "run"
+    (corpus / "bin").mkdir(parents=True)
+    (run / "eval").mkdir(parents=True)
+    (run / "config.yaml").write_text(f"data: {corpus}\nrun: {run}\n")
+    part = {"title": "whole", "source": "t.x", "target": "t.y", "pairs": 2}
+    manifest = {
+        "format": FORMAT, "recipe": "tiny", "source_lang": "x", "target_lang": "y",
+        "spm_model": "spm", "bin_dir": "bin", "subsets": {"test": part},
+    }  # fmt: skip
+    (corpus / "manifest.json").write_text(json.dumps(manifest))
+    for name in (corpus / "t.x", corpus / "t.y", run / "eval" / "hyp.txt"):
+        name.write_text("one\ntwo\n")
+    row = {
+        "subset": "test", "title": "whole", "checkpoint": "checkpoint_best.pt",
+        "lenpen": 1.0, "beam": 1, "hypotheses": "hyp.txt", "sentences": 2,
+        "reference_sha256": sha256_of(corpus / "t.y"), "bleu": 1.0, "chrf": 1.0,
+        "bleu_signature": "", "chrf_signature": "",
+    }  # fmt: skip
+    (run / "eval" / "scores.json").write_text(json.dumps([row | more for more in rows]))
+    return run
+
+
+def test_a_part_of_a_test_set_does_not_take_the_place_of_the_whole(tmp_path: Path):
+    part = {"title": "whole/1", "lines_of": "whole", "reference_sha256": "0", "bleu": 2}
+    (run,) = load_runs([evaluated(tmp_path, [{}, part, part | {"beam": 5}])])
+    assert list(run.scores["test"]) == [1] and run.scores["test"][1].row["bleu"] == 1
+    assert references_of(run, "test") == ["one", "two"]
+    assert shared_test_sets([run]) == ["test"]
+
+
+def test_of_checkpoints_with_as_many_scores_the_best_is_shown(tmp_path: Path):
+    others = ["average2-0.pt", "checkpoint_average.pt", "checkpoint_last.pt"]
+    rows: list[dict[str, Any]] = [{"checkpoint": name} for name in others]
+    folder = evaluated(tmp_path, [*rows, {}])
+    (run,) = load_runs([folder])
+    assert run.scores["test"][1].row["checkpoint"] == "checkpoint_best.pt"
+    (run,) = load_runs([folder], checkpoint="last")
+    assert run.scores["test"][1].row["checkpoint"] == "checkpoint_last.pt"
+
+
+def test_an_average_is_looked_for_where_evaluating_puts_it(tmp_path: Path):
+    row = {"checkpoint": "average2-0.pt", "averaged": ["a.pt", "b.pt"]}
+    (run,) = load_runs([evaluated(tmp_path, [row])])
+    with pytest.raises(UserError, match="average2-0.pt` does not exist"):
+        run.checkpoint("test")
+    average = run.path / "eval" / "average2-0.pt"
+    average.write_text("")
+    assert run.checkpoint("test") == average
 
 
 def test_a_run_without_scores_is_answered_in_a_sentence(tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Mapping, Sequence
 
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import sha256_of
 from fairseq_plugins.pipeline.run_folder import RunFolder
 
-__all__ = ["Checkpoint", "choose_checkpoint"]
+__all__ = ["Checkpoint", "checkpoint_path", "choose_checkpoint", "file_name"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def choose_checkpoint(folder: RunFolder, names: str | Sequence[str]) -> Checkpoi
     # The order makes no difference to a mean, so none to its name.
     digests = "".join(sorted(checkpoint.sha256 for checkpoint in found))
     digest = hashlib.sha256(digests.encode()).hexdigest()
-    path = folder.path / "eval" / f"average{len(found)}-{digest[:8]}.pt"
+    path = _averages(folder) / f"average{len(found)}-{digest[:8]}.pt"
     if not path.is_file():
         # It brings torch, which takes seconds.
         from fairseq_plugins.evaluation.average import average_checkpoints
@@ -69,8 +69,23 @@ def choose_checkpoint(folder: RunFolder, names: str | Sequence[str]) -> Checkpoi
     return Checkpoint(path, path.name, sha256_of(path), averaged)
 
 
+def file_name(which: str) -> str:
+    """Return the name of ``best``, ``last`` or any other checkpoint of a run."""
+    return _NAMES.get(which, which)
+
+
+def checkpoint_path(folder: RunFolder, row: Mapping[str, Any]) -> Path:
+    """Return where the checkpoint that a row of ``scores.json`` names should be."""
+    parent = _averages(folder) if "averaged" in row else folder.checkpoints
+    return parent / str(row["checkpoint"])
+
+
+def _averages(folder: RunFolder) -> Path:
+    return folder.path / "eval"
+
+
 def _find(folder: RunFolder, checkpoint: str) -> Checkpoint:
-    path = folder.checkpoints / _NAMES.get(checkpoint, checkpoint)
+    path = folder.checkpoints / file_name(checkpoint)
     if not path.is_file():
         path = Path(checkpoint)
     if not path.is_file():

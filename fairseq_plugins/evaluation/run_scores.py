@@ -83,21 +83,15 @@ def evaluate_run(
         if beam < 1:
             raise UserError(f"`--beam` must be 1 or more, but is {beam}.")
     folder = RunFolder(run)
-    data = Path(folder.read_config()["data"])
-    _check_unchanged(folder, data)
+    config = folder.read_config()
+    data = Path(config["data"])
+    # The model knows the numbers of the words in the dictionary of its training.
+    if config.get("data_sha256") != digest_of_data(data, ("train", "valid")):
+        raise UserError(f"`{data}` has changed since `{run}` was trained on it.")
     corpus = PreparedCorpus.load(data)
     test_set = find_test_set(corpus, subset)
     evaluation = _Evaluation(folder, corpus, data, checkpoint, max_tokens, scoring)
     return [evaluation.row(test_set, beam=beam, lenpen=lenpen) for beam in beams]
-
-
-def _check_unchanged(folder: RunFolder, data: Path) -> None:
-    """The model knows the numbers of the words in the dictionary of its training."""
-    pinned = folder.read_config().get("data_sha256")
-    if pinned != digest_of_data(data, ("train", "valid")):
-        raise UserError(
-            f"`{data}` has changed since `{folder.path}` was trained on it."
-        )
 
 
 class _Evaluation:
@@ -120,17 +114,22 @@ class _Evaluation:
 
     def row(self, test_set: RunTestSet, *, beam: int, lenpen: float) -> Row:
         """Return the row of ``scores.json``, made or completed if need be."""
-        identity = self._identity(test_set) | {"lenpen": lenpen, "beam": beam}
-        known = self.store.find(identity)
-        if known is None:
-            make = self._translate if test_set.numbers is None else self._cut
-            row = make(test_set, identity)
-        else:
-            logger.info("%s, beam %d: known already", test_set.subset, beam)
-            row = known
-        row = row | self._more_scores(test_set, row)
+        known = self._translated(test_set, beam=beam, lenpen=lenpen)
+        row = known | self._more_scores(test_set, known)
         if row != known:
             self.store.add(row)
+        return row
+
+    def _translated(self, test_set: RunTestSet, *, beam: int, lenpen: float) -> Row:
+        """Return the row as it is known, or made: a search is kept at once."""
+        identity = self._identity(test_set) | {"lenpen": lenpen, "beam": beam}
+        row = self.store.find(identity)
+        if row is None:
+            make = self._translate if test_set.numbers is None else self._cut
+            row = make(test_set, identity)
+            self.store.add(row)
+        else:
+            logger.info("%s, beam %d: known already", test_set.subset, beam)
         return row
 
     def _identity(self, test_set: RunTestSet) -> Row:
@@ -142,14 +141,16 @@ class _Evaluation:
             "checkpoint": self.checkpoint.name,
             "checkpoint_sha256": self.checkpoint.sha256,
             "data_sha256": digest_of_data(self.data, (test_set.subset,)),
-            "reference_sha256": test_set.reference_sha256(),
+            "reference_sha256": test_set.reference_sha256,
         }
 
     def _translate(self, test_set: RunTestSet, identity: Row) -> Row:
         """Translate and score a whole subset; return its row."""
-        references = test_set.references()
+        references = test_set.references
         if not self.scoring.force:  # a fault of theirs should not wait for the search
-            check_comparable(references, references)
+            check_comparable(
+                references, references, max_empty=self.scoring.max_empty
+            )
         subset = self._binarised(test_set, len(references))
         name = stem(identity)
         found = translate(
@@ -172,7 +173,8 @@ class _Evaluation:
         """Score a part of a subset by the translations of the whole."""
         assert test_set.lines_of is not None
         whole = find_test_set(self.corpus, test_set.lines_of)
-        row = self.row(whole, beam=identity["beam"], lenpen=identity["lenpen"])
+        settings = {key: identity[key] for key in ("beam", "lenpen")}
+        row = self._translated(whole, **settings)
         if "nbest" not in row:
             raise UserError(
                 f"`{test_set.title}` needs all hypotheses of `{whole.title}`, which an "
@@ -193,13 +195,13 @@ class _Evaluation:
         speed: Row,
     ) -> Row:
         """Score, and then keep the translations: wrong ones leave no file."""
-        references = test_set.references()
+        references = test_set.references
         hypotheses = [best for best, *_ in texts]
         scores = asdict(self._score(test_set, hypotheses, references))
         oracle = corpus_bleu(oracle_hypotheses(texts, references), references)
         errors = search_errors(
             [best for best, *_ in nbest],
-            test_set.pick(self._scored_references(test_set)),
+            test_set.pick(self._scored_references(test_set, identity)),
             lenpen=identity["lenpen"],
         )
         averaged = self.checkpoint.averaged
@@ -220,16 +222,17 @@ class _Evaluation:
     def _more_scores(self, test_set: RunTestSet, row: Row) -> Row:
         """Return scores that are asked for and that the row lacks."""
         more: Row = {}
-        hypotheses, references = self.store.hypotheses(row), test_set.references()
+
+        def texts() -> tuple[list[str], list[str]]:
+            return self.store.hypotheses(row), test_set.references
+
         if "ter" not in row:  # of an earlier version
-            more |= asdict(self._score(test_set, hypotheses, references))
+            more |= asdict(self._score(test_set, *texts()))
         if self.scoring.tokenised and "tokenised_bleu" not in row:
-            language = self.corpus.target_lang
-            more |= scores_of_older_papers(hypotheses, references, language)
+            more |= scores_of_older_papers(*texts(), self.corpus.target_lang)
         comet = self.scoring.comet
         if comet is not None and row.get("comet_model") != comet.model:
-            sources = test_set.sources()
-            more["comet"] = comet_score(comet, sources, hypotheses, references)
+            more["comet"] = comet_score(comet, test_set.sources, *texts())
             more["comet_model"] = comet.model
         return more
 
@@ -239,7 +242,7 @@ class _Evaluation:
         return score(
             hypotheses,
             references,
-            sources=test_set.sources(),
+            sources=test_set.sources,
             max_empty=self.scoring.max_empty,
             force=self.scoring.force,
         )
@@ -248,11 +251,13 @@ class _Evaluation:
         languages = (self.corpus.source_lang, self.corpus.target_lang)
         return Subset(self.corpus.bin_dir, languages, test_set.subset, sentences)
 
-    def _scored_references(self, test_set: RunTestSet) -> list[Reference]:
+    def _scored_references(
+        self, test_set: RunTestSet, identity: Row
+    ) -> list[Reference]:
         return scored_references(
             self.checkpoint,
             self._binarised(test_set, test_set.text.pairs),
-            data_sha256=digest_of_data(self.data, (test_set.subset,)),
+            data_sha256=identity["data_sha256"],
             max_tokens=self.max_tokens,
             folder=self.store.folder,
         )

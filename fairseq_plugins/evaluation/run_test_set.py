@@ -1,6 +1,7 @@
 """The test set that a run is evaluated on: a subset of its corpus, or lines of one."""
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from dataclasses import dataclass
@@ -47,16 +48,21 @@ class RunTestSet:
             return list(lines)
         return [lines[number] for number in self.numbers]
 
+    # Each is read once, however many beams are scored against it.
+
+    @functools.cached_property
     def references(self) -> list[str]:
         return self.pick(read_lines(self.text.target))
 
+    @functools.cached_property
     def sources(self) -> list[str]:
         return self.pick(read_lines(self.text.source))
 
+    @functools.cached_property
     def reference_sha256(self) -> str:
         if self.numbers is None:
             return sha256_of(self.text.target)
-        text = "".join(line + "\n" for line in self.references())
+        text = "".join(line + "\n" for line in self.references)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -86,7 +92,7 @@ def find_test_set(corpus: PreparedCorpus, name: str) -> RunTestSet:
 
 def read_references(corpus: PreparedCorpus, title: str) -> list[str]:
     """Return the references that a row of ``scores.json`` was scored against."""
-    return find_test_set(corpus, title).references()
+    return find_test_set(corpus, title).references
 
 
 def published_name(title: str, references: Sequence[str]) -> str | None:

@@ -27,20 +27,23 @@ class ScoreStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._path = folder / "scores.json"
-        self._rows: list[Row] = read_json(self._path) if self._path.exists() else []
+
+    def _rows(self) -> list[Row]:
+        """Read anew each time: another evaluation of the run may have added some."""
+        rows: list[Row] = read_json(self._path) if self._path.exists() else []
+        return rows
 
     def find(self, identity: Row) -> Row | None:
         """Return the row of this very evaluation if its hypotheses are still there."""
-        for row in self._rows:
+        for row in self._rows():
             if identity.items() <= row.items() and self._is_whole(row):
                 return row
         return None
 
     def add(self, row: Row) -> None:
         """Keep a row in place of an older one with the same settings."""
-        kept = [other for other in self._rows if _key(other) != _key(row)]
-        self._rows = sorted([*kept, row], key=_key)
-        write_json(self._path, self._rows)
+        kept = [other for other in self._rows() if _key(other) != _key(row)]
+        write_json(self._path, sorted([*kept, row], key=_key))
 
     def hypotheses(self, row: Row) -> list[str]:
         """Return the plain text of a row's translations."""

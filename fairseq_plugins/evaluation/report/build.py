@@ -21,8 +21,8 @@ from fairseq_plugins.evaluation.report.runs import (
     short_names,
 )
 from fairseq_plugins.evaluation.report.samples import (
+    ScoredSentences,
     chosen_sentences,
-    score_sentences,
 )
 from fairseq_plugins.evaluation.report.scores import (
     KnownTests,
@@ -32,7 +32,7 @@ from fairseq_plugins.evaluation.report.scores import (
     score_rows,
 )
 from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.files import read_lines, write_atomically
+from fairseq_plugins.pipeline.files import write_atomically
 from fairseq_plugins.pipeline.run_folder import RunFolder
 
 __all__ = ["ReportOptions", "collect", "write_report"]
@@ -99,7 +99,7 @@ def collect(
     beam = headline_beam(runs, shown)
     known = KnownTests()
     tests = [_test_set(runs, subset, known) for subset in subsets]
-    sentences = _Sentences.read(runs, shown, beam)
+    sentences = ScoredSentences.read(runs, shown, beam)
     corpus = runs[0].corpus
     pair = f"{corpus.source_lang}–{corpus.target_lang}"
     return {
@@ -113,7 +113,7 @@ def collect(
         ],
         "tests": tests,
         "shown": subsets.index(shown),
-        "samples": sentences.samples(options),
+        "samples": sentences.samples(options.samples, seed=options.seed),
         "explorer": _explorer(runs, shown, sentences, beam, options),
         "command": shlex.join(command),
         "versions": _versions(),
@@ -188,61 +188,10 @@ def _test_set(
     }
 
 
-@dataclass(frozen=True)
-class _Sentences:
-    """All sentences of the test set that is shown, with scores for every system."""
-
-    sources: list[str]
-    references: list[str]
-    hypotheses: list[list[str]]
-    bleu: list[list[float]]
-    chrf: list[list[float]]
-    beam: int
-
-    @classmethod
-    def read(cls, runs: Sequence[ReportRun], subset: str, beam: int) -> _Sentences:
-        references = references_of(runs[0], subset)
-        hypotheses = [run.scores[subset][beam].hypotheses for run in runs]
-        scores = [score_sentences(lines, references) for lines in hypotheses]
-        return cls(
-            sources=read_lines(runs[0].corpus.subsets[subset].source),
-            references=references,
-            hypotheses=hypotheses,
-            bleu=[each.bleu for each in scores],
-            chrf=[each.chrf for each in scores],
-            beam=beam,
-        )
-
-    def changes(self) -> list[float]:
-        """Return how much the last system changed chrF against the control.
-
-        A sentence's BLEU is zero too often to say much.
-        """
-        return [ours - base for base, ours in zip(self.chrf[0], self.chrf[-1])]
-
-    def samples(self, options: ReportOptions) -> dict[str, Any]:
-        chosen = chosen_sentences(self.changes(), options.samples, seed=options.seed)
-        return {
-            "beam": self.beam,
-            "total": len(self.references),
-            "sentences": [
-                {
-                    "number": number,
-                    "source": self.sources[number],
-                    "reference": self.references[number],
-                    "hypotheses": [lines[number] for lines in self.hypotheses],
-                    "bleu": [round(scores[number], 1) for scores in self.bleu],
-                    "chrf": [round(scores[number], 1) for scores in self.chrf],
-                }
-                for number in chosen
-            ],
-        }
-
-
 def _explorer(
     runs: Sequence[ReportRun],
     subset: str,
-    sentences: _Sentences,
+    sentences: ScoredSentences,
     beam: int,
     options: ReportOptions,
 ) -> dict[str, Any] | None:
@@ -253,9 +202,8 @@ def _explorer(
     from fairseq_plugins.evaluation.report.search import trace_searches
 
     beam_size = options.explore_beam or max(2, beam)
-    chosen = chosen_sentences(
-        sentences.changes(), options.explore, seed=options.seed
-    )
+    changes = sentences.changes()
+    chosen = chosen_sentences(changes, options.explore, seed=options.seed)
     searches = []
     for run in runs:
         logger.info("%s: searching %d sentences again", run.name, len(chosen))
@@ -281,7 +229,7 @@ def _explorer(
                 "number": number,
                 "source": sentences.sources[number],
                 "reference": sentences.references[number],
-                "change": round(sentences.changes()[number], 1),
+                "change": round(changes[number], 1),
             }
             for number in chosen
         ],

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
+from fairseq_plugins.evaluation.run_checkpoint import checkpoint_path, file_name
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import read_json, read_lines, sha256_of
 from fairseq_plugins.pipeline.manifest import PreparedCorpus
@@ -72,8 +73,8 @@ class ReportRun:
         Raises:
             UserError: it is no longer there.
         """
-        name = next(iter(self.scores[subset].values())).row["checkpoint"]
-        path = RunFolder(self.path).checkpoints / name
+        row = next(iter(self.scores[subset].values())).row
+        path = checkpoint_path(RunFolder(self.path), row)
         if not path.is_file():
             raise UserError(
                 f"`{path}` does not exist, but `{self.path}` was evaluated by it. Give "
@@ -197,7 +198,8 @@ def _rows(path: Path) -> list[Row]:
                 f"`{scores}` must give `{missing[0]}` in every row, but one lacks it: "
                 "evaluate anew."
             )
-    return rows
+    # A part of a test set, such as newstest2014/2737, has the subset of the whole.
+    return [row for row in rows if "lines_of" not in row]
 
 
 def _chosen(rows: Iterable[Row], checkpoint: str | None) -> list[Row]:
@@ -206,12 +208,14 @@ def _chosen(rows: Iterable[Row], checkpoint: str | None) -> list[Row]:
     for row in rows:
         by_checkpoint.setdefault(row["checkpoint"], []).append(row)
     if checkpoint:
-        name = {"best": "checkpoint_best.pt", "last": "checkpoint_last.pt"}
-        found = by_checkpoint.get(name.get(checkpoint, checkpoint), [])
+        found = by_checkpoint.get(file_name(checkpoint), [])
     else:
         order = sorted(
-            by_checkpoint, key=lambda name: (-len(by_checkpoint[name]), name)
-        )
+            by_checkpoint,
+            key=lambda name: (
+                -len(by_checkpoint[name]), name != file_name("best"), name
+            ),
+        )  # fmt: skip
         found = by_checkpoint[order[0]] if order else []
     return sorted(found, key=lambda row: int(row["beam"]))
 

@@ -3,11 +3,19 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Any, Sequence
 
 from sacrebleu.metrics import BLEU, CHRF
 
-__all__ = ["SentenceScores", "chosen_sentences", "score_sentences"]
+from fairseq_plugins.evaluation.report.runs import ReportRun, references_of
+from fairseq_plugins.pipeline.files import read_lines
+
+__all__ = [
+    "ScoredSentences",
+    "SentenceScores",
+    "chosen_sentences",
+    "score_sentences",
+]
 
 
 @dataclass(frozen=True)
@@ -55,3 +63,55 @@ def chosen_sentences(changes: Sequence[float], count: int, *, seed: int) -> list
     others = [i for i in everything if i not in chosen]
     chosen.update(random.Random(seed).sample(others, count - len(chosen)))
     return sorted(chosen)
+
+
+@dataclass(frozen=True)
+class ScoredSentences:
+    """All sentences of the test set that is shown, with scores for every system."""
+
+    sources: list[str]
+    references: list[str]
+    hypotheses: list[list[str]]
+    bleu: list[list[float]]
+    chrf: list[list[float]]
+    beam: int
+
+    @classmethod
+    def read(cls, runs: Sequence[ReportRun], subset: str, beam: int) -> ScoredSentences:
+        references = references_of(runs[0], subset)
+        hypotheses = [run.scores[subset][beam].hypotheses for run in runs]
+        scores = [score_sentences(lines, references) for lines in hypotheses]
+        return cls(
+            sources=read_lines(runs[0].corpus.subsets[subset].source),
+            references=references,
+            hypotheses=hypotheses,
+            bleu=[each.bleu for each in scores],
+            chrf=[each.chrf for each in scores],
+            beam=beam,
+        )
+
+    def changes(self) -> list[float]:
+        """Return how much the last system changed chrF against the control.
+
+        A sentence's BLEU is zero too often to say much.
+        """
+        return [ours - base for base, ours in zip(self.chrf[0], self.chrf[-1])]
+
+    def samples(self, count: int, *, seed: int) -> dict[str, Any]:
+        """Return the sentences side by side as JSON; see :func:`chosen_sentences`."""
+        chosen = chosen_sentences(self.changes(), count, seed=seed)
+        return {
+            "beam": self.beam,
+            "total": len(self.references),
+            "sentences": [
+                {
+                    "number": number,
+                    "source": self.sources[number],
+                    "reference": self.references[number],
+                    "hypotheses": [lines[number] for lines in self.hypotheses],
+                    "bleu": [round(scores[number], 1) for scores in self.bleu],
+                    "chrf": [round(scores[number], 1) for scores in self.chrf],
+                }
+                for number in chosen
+            ],
+        }

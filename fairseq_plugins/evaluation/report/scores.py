@@ -9,6 +9,7 @@ from typing import Any, Callable, Sequence
 from sacrebleu.metrics import BLEU
 
 from fairseq_plugins.evaluation.report.runs import Evaluated, ReportRun, Row
+from fairseq_plugins.evaluation.scoring import corpus_bleu
 from fairseq_plugins.evaluation.significance import paired_test
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import read_json, write_json
@@ -93,7 +94,7 @@ def bleu_by_length(
             if first <= len(pair[1].split()) <= last
         ]
         ours, gold = [list(side) for side in zip(*pairs)] if pairs else ([], [])
-        scores.append(BLEU().corpus_score(ours, [gold]).score if pairs else None)
+        scores.append(corpus_bleu(ours, gold) if pairs else None)
     return scores
 
 
