@@ -1,6 +1,7 @@
 """Times as ratios of neighbouring turns, and the peak memory of a process."""
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -12,12 +13,16 @@ from typing import Any, Callable
 
 import torch
 
+from fairseq_plugins.pipeline.files import write_between, write_json
+
 __all__ = [
     "compare_in_turns",
     "environment",
+    "parser_of_updates",
     "peak_beyond",
     "peak_in_child",
     "timed",
+    "write_report",
 ]
 
 SECONDS_PER_TURN = 0.0005  # shorter calls are repeated within a turn
@@ -112,6 +117,34 @@ def environment(device: str, threads: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "load_before": os.getloadavg(),
     }
+
+
+def parser_of_updates(description: str, output: Path) -> argparse.ArgumentParser:
+    """Return the options that the benchmarks of whole updates share."""
+    parser = argparse.ArgumentParser(description=description)
+    add = parser.add_argument
+    add("--output", type=Path, default=output)
+    add("--page", type=Path, help="document whose table of costs to replace")
+    add("--tokens", type=int, default=1024, help="target tokens in the batch")
+    add("--seconds", type=float, default=20.0, help="per comparison")
+    add("--threads", type=int, default=1)
+    add("--device", default="cpu")
+    add("--memory", help=argparse.SUPPRESS)
+    return parser
+
+
+def write_report(
+    options: argparse.Namespace,
+    rows: list[dict[str, Any]],
+    table: Callable[[list[dict[str, Any]]], str],
+) -> None:
+    """Write what was measured as JSON and, if asked for, the page's table of it."""
+    report = {"environment": environment(options.device, options.threads), "rows": rows}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(options.output, report)
+    if options.page:
+        write_between(options.page, "cost", table(rows))
+    print(f"written to {options.output}")
 
 
 def _status(field: str) -> int:

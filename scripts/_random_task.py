@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import Any
+from typing import Any, Callable
 
 import torch
 
-__all__ = ["MODELS", "random_batch", "random_model"]
+__all__ = ["MODELS", "gradient_update", "random_batch", "random_model"]
 
 MODELS: dict[str, dict[str, Any]] = {
     "lstm": dict(
@@ -74,3 +74,16 @@ def random_batch(case: dict[str, Any], task: Any) -> dict[str, Any]:
             "prev_output_tokens": target.roll(1, dims=1),
         },
     }
+
+
+def gradient_update(
+    model: Any, criterion: Any, sample: dict[str, Any]
+) -> Callable[[], None]:
+    """Return a forward and backward pass of one batch."""
+
+    def update() -> None:
+        model.zero_grad(set_to_none=True)
+        loss, size, _ = criterion(model, sample)
+        (loss / size).backward()
+
+    return update

@@ -1,6 +1,7 @@
 """What the studies share: prepare, train, translate, compare, and keep everything."""
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ __all__ = [
     "CONFIGS",
     "ROOT",
     "evaluated",
+    "parser_of_study",
     "prepare",
     "summary_rows",
     "train",
@@ -27,6 +29,24 @@ SCRIPTS = Path(__file__).resolve().parent
 ROOT = SCRIPTS.parent
 CONFIGS = ROOT / "configs"
 LOGGED = (" | train | ", " | valid on ")
+
+
+def parser_of_study(
+    description: str | None, *, out: Path, results: Path, beams: Sequence[int]
+) -> argparse.ArgumentParser:
+    """Return the options that the studies share, with these defaults."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--source", type=Path, help="folder with Multi30k, for scripts/prepare.py")
+    add("--out", type=Path, default=out)
+    add("--results", type=Path, default=results)
+    add("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    add("--beams", nargs="+", type=int, default=list(beams))
+    add("--updates", type=int, help="of every system; default: the configurations'")
+    add("--summary-only", action="store_true", help="write summary.json and no more")
+    return parser
 
 
 def prepare(recipe: str, corpus: Path, source: Path | None) -> None:

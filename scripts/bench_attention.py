@@ -24,13 +24,17 @@ import torch  # noqa: E402
 
 from _measuring import (  # noqa: E402
     compare_in_turns,
-    environment,
+    parser_of_updates,
     peak_beyond,
     peak_in_child,
+    write_report,
 )
-from _random_task import random_batch, random_model  # noqa: E402
+from _random_task import (  # noqa: E402
+    gradient_update,
+    random_batch,
+    random_model,
+)
 from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
-from fairseq_plugins.pipeline.files import write_between, write_json  # noqa: E402
 
 ALL = "cross,decoder,encoder"
 SYSTEMS: dict[str, dict[str, Any]] = {
@@ -61,30 +65,16 @@ def main() -> None:
             device=options.device, precision=options.precision,
         )  # fmt: skip
         rows += _measure(case, options.seconds, clock)
-    report = {
-        "environment": environment(options.device, options.threads),
-        "rows": rows,
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output, report)
-    if options.page:
-        write_between(options.page, "cost", _table(report))
-    print(f"written to {options.output}")
+    write_report(options, rows, _table)
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    summary = __doc__.split("\n\n")[0]
+    parser = parser_of_updates(summary, Path("runs/bench_attention.json"))
     add = parser.add_argument
-    add("--output", type=Path, default=Path("runs/bench_attention.json"))
-    add("--page", type=Path, help="document whose table of costs to replace")
     add("--lengths", type=int, nargs="+", default=LENGTHS, help="of all sentences")
-    add("--tokens", type=int, default=1024, help="target tokens in the batch")
     add("--vocabulary", type=int, default=6000)
-    add("--seconds", type=float, default=20.0, help="per comparison")
-    add("--threads", type=int, default=1)
-    add("--device", default="cpu")
     add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32")
-    add("--memory", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -112,10 +102,10 @@ def _measure(
     return rows
 
 
-def _table(report: dict[str, Any]) -> str:
+def _table(rows: list[dict[str, Any]]) -> str:
     """Return a line for each length and system, in Markdown."""
     lines = ["| length | system | time | quartiles | memory |", "|---|---|---|---|---|"]
-    for row in report["rows"]:
+    for row in rows:
         low, high = row["ratio_quartiles"]
         lines.append(
             f"| {row['length']} | {row['system']} | {row['ratio']:.2f} x "
@@ -142,14 +132,7 @@ def _update(case: dict[str, Any]) -> Callable[[], None]:
     _sharpen(model)
     model.to(_DTYPES[case["precision"]])
     criterion = LabelSmoothedCrossEntropyCriterion(task, False, 0.1)
-    sample = random_batch(case, task)
-
-    def update() -> None:
-        model.zero_grad(set_to_none=True)
-        loss, size, _ = criterion(model, sample)
-        (loss / size).backward()
-
-    return update
+    return gradient_update(model, criterion, random_batch(case, task))
 
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -1,6 +1,6 @@
 """Time, error and memory of the top-k operators, as ratios to ``torch.topk``.
 
-    python scripts/bench_operators.py --output results/operators/benchmark.json
+    python scripts/bench_operators.py --output results/operators/one_thread.json
 
 Each contender takes turns with ``torch.topk`` for a while; what is reported is the
 median of the ratios of neighbouring turns, so that a busy machine slows both alike.
@@ -24,7 +24,7 @@ _environment.ensure()
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from _measuring import compare_in_turns, peak_beyond  # noqa: E402
+from _measuring import compare_in_turns, environment, peak_beyond  # noqa: E402
 from _operator_contenders import Contender, memberships, ranks  # noqa: E402
 from fairseq_plugins.operators import sorted_soft_topk  # noqa: E402
 from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
@@ -85,14 +85,9 @@ def _parse() -> argparse.Namespace:
 
 def _describe(options: argparse.Namespace) -> dict[str, Any]:
     return {
-        "command": " ".join(["python", *sys.argv]),
+        **environment(options.device, options.threads),
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "cpus": os.cpu_count(),
-        "threads": options.threads,
-        "device": options.device,
-        "torch": torch.__version__,
         "seed": options.seed,
-        "load_before": os.getloadavg(),
     }
 
 

@@ -22,13 +22,18 @@ import torch  # noqa: E402
 
 from _measuring import (  # noqa: E402
     compare_in_turns,
-    environment,
+    parser_of_updates,
     peak_beyond,
     peak_in_child,
+    write_report,
 )
-from _random_task import MODELS, random_batch, random_model  # noqa: E402
+from _random_task import (  # noqa: E402
+    MODELS,
+    gradient_update,
+    random_batch,
+    random_model,
+)
 from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
-from fairseq_plugins.pipeline.files import write_between, write_json  # noqa: E402
 
 SYSTEMS: dict[str, dict[str, Any]] = {
     "risk, two-pass": dict(beam_loss="risk"),
@@ -60,27 +65,16 @@ def main() -> None:
                 tokens=options.tokens, device=options.device, precision="fp32",
             )  # fmt: skip
             rows += _measure(case, options.seconds)
-    report = {"environment": environment(options.device, options.threads), "rows": rows}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output, report)
-    if options.page:
-        write_between(options.page, "cost", _table(rows))
-    print(f"written to {options.output}")
+    write_report(options, rows, _table)
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    summary = __doc__.split("\n\n")[0]
+    parser = parser_of_updates(summary, Path("runs/bench_training.json"))
     add = parser.add_argument
-    add("--output", type=Path, default=Path("runs/bench_training.json"))
-    add("--page", type=Path, help="document whose table of costs to replace")
     add("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     add("--sizes", type=int, default=len(SIZES), help="first N only")
-    add("--tokens", type=int, default=1024, help="target tokens in the batch")
     add("--beam", type=int, default=5)
-    add("--seconds", type=float, default=20.0, help="per comparison")
-    add("--threads", type=int, default=1)
-    add("--device", default="cpu")
-    add("--memory", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -144,14 +138,7 @@ def _update(case: dict[str, Any], system: str | None) -> Callable[[], None]:
     task, model = random_model(case)
     chosen = {"rho": 1.0} if system is None else SYSTEMS[system]
     criterion = _criterion(task, {"beam": case["beam"], **chosen})
-    sample = random_batch(case, task)
-
-    def update() -> None:
-        model.zero_grad(set_to_none=True)
-        loss, size, _ = criterion(model, sample)
-        (loss / size).backward()
-
-    return update
+    return gradient_update(model, criterion, random_batch(case, task))
 
 
 def _criterion(task: Any, options: dict[str, Any]) -> Any:

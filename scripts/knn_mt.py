@@ -7,7 +7,8 @@ become a datastore; at each step of the search the nearest of them vote for the 
 token, and the votes are mixed with the model's probabilities. How many vote, how much
 nearness counts and how much the vote counts is learnt through SOFT top-k on the
 validation set. Printed: BLEU and chrF, and p of a paired randomisation test against
-the model alone. What is done already is not done again. Needs faiss-cpu.
+the model alone. What is done already is not done again. It
+searches with faiss, or with scikit-learn (exactly) where faiss is not installed.
 """
 from __future__ import annotations
 

@@ -32,6 +32,7 @@ BATCH = 32
 
 def main() -> None:
     options = _parse()
+    _require_matplotlib()
     report, pictures = [], []
     for run in (options.plain, options.topk):
         model, dataset = _load(run, options)
@@ -105,12 +106,15 @@ def _words(dictionary: Any, tokens: Any) -> list[str]:
     return [dictionary[token] for token in tokens.tolist()]
 
 
-def _draw(report: Any, pictures: Any, options: argparse.Namespace) -> None:
+def _require_matplotlib() -> None:
     try:
         import matplotlib
     except ImportError:
         raise UserError("matplotlib is missing: pip install matplotlib.") from None
     matplotlib.use("Agg")
+
+
+def _draw(report: Any, pictures: Any, options: argparse.Namespace) -> None:
     # Loading a model has switched all debugging messages on.
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     from matplotlib import pyplot as plt

@@ -25,6 +25,7 @@ from _study import (  # noqa: E402
     CONFIGS,
     ROOT,
     evaluated,
+    parser_of_study,
     prepare,
     summary_rows,
     train,
@@ -80,20 +81,13 @@ def main() -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = parser_of_study(
+        __doc__, out=Path("runs/study"), results=RESULTS, beams=(1, 2, 5, 10, 20, 50)
     )
     cells = [f"{pair}/{model}" for pair in PAIRS for model in MODELS]
     add = parser.add_argument
-    add("--source", type=Path, help="folder with Multi30k, for scripts/prepare.py")
-    add("--out", type=Path, default=Path("runs/study"))
-    add("--results", type=Path, default=RESULTS)
     add("--only", nargs="+", choices=cells, default=cells, metavar="PAIR/MODEL")
     add("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
-    add("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    add("--beams", nargs="+", type=int, default=[1, 2, 5, 10, 20, 50])
-    add("--updates", type=int, help="of every system; default: the configurations'")
-    add("--summary-only", action="store_true", help="write summary.json and no more")
     return parser.parse_args()
 
 

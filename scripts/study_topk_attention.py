@@ -25,6 +25,7 @@ from _study import (  # noqa: E402
     CONFIGS,
     ROOT,
     evaluated,
+    parser_of_study,
     prepare,
     summary_rows,
     train,
@@ -101,21 +102,14 @@ def main() -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = parser_of_study(
+        __doc__, out=Path("runs/study-attention"), results=RESULTS, beams=(1, 5)
     )
     variants = [name for name in VARIANTS if name != "start"]
     add = parser.add_argument
-    add("--source", type=Path, help="folder with Multi30k, for scripts/prepare.py")
-    add("--out", type=Path, default=Path("runs/study-attention"))
-    add("--results", type=Path, default=RESULTS)
     add("--variants", nargs="+", choices=variants, default=variants, metavar="NAME",
         help=f"out of {', '.join(variants)}")  # fmt: skip
-    add("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    add("--beams", nargs="+", type=int, default=[1, 5])
     add("--start-epochs", type=int, help="of the start; default: the configuration's")
-    add("--updates", type=int, help="of every variant; default: the configurations'")
-    add("--summary-only", action="store_true", help="write summary.json and no more")
     return parser.parse_args()
 
 

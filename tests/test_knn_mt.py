@@ -10,12 +10,15 @@ import torch
 from conftest import ROOT
 from test_evaluate_script import CONFIG, MAX_POSITIONS, prepare, python
 
+from fairseq_plugins.knn_mt import experiment
 from fairseq_plugins.knn_mt.datastore import Datastore, Neighbours
 from fairseq_plugins.knn_mt.gate import Gate, Retrieved, distinct_so_far, mix
 from fairseq_plugins.knn_mt.learning import Lessons, fit, mean_loss
 from fairseq_plugins.knn_mt.search import translate
 from fairseq_plugins.knn_mt.states import Loaded, adjusted, force, log_probs_of
 from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.pipeline.manifest import PreparedCorpus
+from fairseq_plugins.pipeline.run_folder import RunFolder
 
 VOCABULARY = 20
 
@@ -113,8 +116,9 @@ def test_a_gate_learns_whom_to_believe(weights, rng):
     log_probs = torch.full((size, VOCABULARY), -math.log(VOCABULARY))
     lessons = Lessons(
         Retrieved.from_model(Neighbours(distances, tokens), log_probs),
-        gold, log_probs[:, 0], torch.arange(size),
-    )  # fmt: skip
+        gold,
+        log_probs[:, 0],
+    )
     gate = fit(lessons, weights=weights, is_adaptive=False, updates=400, lr=0.1, seed=1)
     logit, given = gate(lessons.retrieved)
     assert logit.sigmoid().min() > 0.9 and given[:, 0].min() > 0.8
@@ -235,6 +239,26 @@ def test_the_command_compares_with_the_model_alone(run, tmp_path):
     assert "bleu_p_value" in rows[1] and 1 <= rows[1]["k"] <= 4
     again = python(script, *options)
     assert again.stdout == done.stdout and "translating" not in again.stderr
+
+
+def test_a_kill_leaves_no_description_of_other_hypotheses(run, tmp_path, monkeypatch):
+    comparison = experiment.Experiment(
+        RunFolder(run).checkpoints / "checkpoint_best.pt",
+        PreparedCorpus.load(run.parent / "corpus"),
+        tmp_path,
+        experiment.Options(),
+    )
+    comparison.compare([], ["test"], beam=1)
+    assert list(tmp_path.glob("*.json"))
+    comparison._digest = "another checkpoint"
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        comparison.compare([], ["test"], beam=1)
+    assert not list(tmp_path.glob("*.json"))
 
 
 def test_the_command_names_what_is_wrong(run):

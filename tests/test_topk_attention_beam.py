@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from test_beam_search import (
+    assert_engines_agree,
     assert_same_hypotheses,
     everything,
     generated,
     hypotheses_of,
-    losses_and_gradients,
     run,
     settings,
 )
@@ -35,19 +35,7 @@ def model(request: pytest.FixtureRequest, make_model: Any) -> Any:
 def test_both_engines_give_the_same_losses_and_gradients(
     model, sentences, collate, settings
 ):
-    sample, results = collate(sentences), {}
-    for engine in ("rollout", "two-pass"):
-        trace = run(engine, model, sample, settings, everything())
-        results[engine] = losses_and_gradients(trace, model, sample, settings)
-    (values, gradients), (others, other_gradients) = results.values()
-    for name, value in values.items():
-        assert value.abs().max() > 0, name
-        torch.testing.assert_close(others[name], value, rtol=1e-5, atol=1e-5)
-        scale = max(g.abs().max() for g in gradients[name] if g is not None)
-        for one, other in zip(other_gradients[name], gradients[name]):
-            assert (one is None) == (other is None)
-            if one is not None:
-                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * scale)
+    assert_engines_agree(model, collate(sentences), settings, 1e-4)
 
 
 def test_the_search_of_training_is_fairseqs(model, task, sentences, collate, settings):

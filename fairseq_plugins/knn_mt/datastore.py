@@ -19,8 +19,6 @@ __all__ = ["Datastore", "Neighbours"]
 
 logger = logging.getLogger(__name__)
 
-CELL_ITERATIONS = 5
-KEYS_PER_CELL = 40  # to find the centres by; others only join their cells
 # Queries (n, D) and K to squared distances and numbers of entries, (n, K) each.
 Search = Callable[[numpy.ndarray, int], tuple[numpy.ndarray, numpy.ndarray]]
 

@@ -138,6 +138,8 @@ class Experiment:
         pieces = translate(self._loaded, subset, beam=beam, neighbours=neighbours)
         row["seconds"] = round(time.monotonic() - start, 1)
         hypotheses = self._detokenised(pieces)
+        # What describes other hypotheses must not outlive a kill between the two.
+        about.unlink(missing_ok=True)
         write_lines(path, hypotheses)
         write_json(about, row)
         return row, hypotheses

@@ -26,16 +26,14 @@ class Lessons(NamedTuple):
         retrieved: for N tokens.
         gold: tokens, shape (N).
         gold_log_prob: the model's, shape (N).
-        sentences: number of each token's sentence, shape (N).
     """
 
     retrieved: Retrieved
     gold: Tensor
     gold_log_prob: Tensor
-    sentences: Tensor
 
     def take(self, rows: Tensor) -> Lessons:
-        """Return some of the tokens, by index or by a boolean mask."""
+        """Return some of the tokens, by index."""
         (distances, tokens), log_probs, best = self.retrieved
         return Lessons(
             Retrieved(
@@ -43,15 +41,7 @@ class Lessons(NamedTuple):
             ),
             self.gold[rows],
             self.gold_log_prob[rows],
-            self.sentences[rows],
         )
-
-    def nearest(self, num_neighbours: int) -> Lessons:
-        """Return the same with the nearest neighbours only."""
-        (distances, tokens), log_probs, best = self.retrieved
-        near = (slice(None), slice(num_neighbours))
-        neighbours = Neighbours(distances[near], tokens[near])
-        return self._replace(retrieved=Retrieved(neighbours, log_probs[near], best))
 
 
 def look_up(
@@ -68,7 +58,6 @@ def look_up(
                 Retrieved.from_model(neighbours, log_probs),
                 gold,
                 log_probs.gather(1, gold.unsqueeze(1)).squeeze(1),
-                batch.sentences,
             )
         )
         done = sum(len(part.gold) for part in parts)
@@ -84,7 +73,6 @@ def look_up(
         ),
         torch.cat([part.gold for part in parts]),
         torch.cat([part.gold_log_prob for part in parts]),
-        torch.cat([part.sentences for part in parts]),
     )
 
 
@@ -132,5 +120,4 @@ def fit(
 
 def mean_loss(gate: Gate, lessons: Lessons) -> Tensor:
     """Return the mean negative log-likelihood of the gold tokens, in nats."""
-    retrieved, gold, gold_log_prob, _ = lessons
-    return -gate.gold_log_prob(retrieved, gold, gold_log_prob).mean()
+    return -gate.gold_log_prob(*lessons).mean()
