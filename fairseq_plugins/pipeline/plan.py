@@ -81,7 +81,7 @@ class Plan:
             name=f"text-{subset}-{part.name}",
             group="extract",
             title=f"reading {part.name} for {subset}",
-            inputs={path.name: path for path in inputs},
+            inputs=_by_name(inputs),
             outputs=[source, target],
             settings={
                 **_facts(located),
@@ -254,6 +254,15 @@ class Plan:
 
     def _inputs(self, names: Sequence[str]) -> dict[str, Path]:
         return {name: self._folder / name for name in names}
+
+
+def _by_name(paths: Sequence[Path]) -> dict[str, Path]:
+    """Name files without their folders, which may move; keep those of equal names."""
+    named: dict[str, Path] = {}
+    for number, path in enumerate(dict.fromkeys(paths)):
+        name = f"{path.name} ({number})" if path.name in named else path.name
+        named[name] = path
+    return named
 
 
 def _facts(located: LocatedPart) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A recipe is a YAML file in ``data/recipes``, or anywhere else; its fields are th
 """
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ class Cleaning:
 
     def __post_init__(self) -> None:
         _check_positive(self, "max_words", "max_word_length")
-        if self.max_ratio is not None and self.max_ratio < 1:
+        if self.max_ratio is not None and not 1 <= self.max_ratio < math.inf:
             raise UserError(f"`max_ratio` must be at least 1, but is {self.max_ratio}.")
         if self.min_letters is not None and not 0 < self.min_letters <= 1:
             raise UserError(
