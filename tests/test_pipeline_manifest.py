@@ -68,3 +68,17 @@ def test_a_strange_manifest_is_refused(folder, content):
     (folder / "manifest.json").write_text(content)
     with pytest.raises(UserError, match="manifest.json"):
         PreparedCorpus.load(folder)
+
+
+def test_pieces_of_subword_nmt_are_not_taken_for_sentencepiece_s(folder):
+    content = json.loads((folder / "manifest.json").read_text())
+    del content["spm_model"]
+    (folder / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="damaged .*spm_model"):
+        PreparedCorpus.load(folder)
+    (folder / "manifest.json").write_text(
+        json.dumps({**content, "bpe_codes": "bpe/codes"})
+    )
+    corpus = PreparedCorpus.load(folder)
+    with pytest.raises(UserError, match="`model_type: subword-nmt`.*`bpe`"):
+        corpus.spm_model

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.pipeline.preparation import prepare
 from fairseq_plugins.pipeline.recipe import load_recipe, recipe_names
 from fairseq_plugins.pipeline.sources import locate, source_folder
 
@@ -97,6 +98,7 @@ def _changed(path: str, value: Any) -> dict[str, Any]:
         ("test.1.name", "old", "`test` must not hold two sets named `old`"),
         ("test.1.name", "test", "`name` of a test set must not be `test`"),
         ("subwords.vocab_size", 0, "in `subwords`, `vocab_size` must be positive"),
+        ("cleaning.max_ratio", float("nan"), "at least 1, but is nan"),
         ("subwords.model_type", "bpee", "of bpe, unigram, subword-nmt, but is `bpee`"),
         ("subwords.character_coverage", 1.5, "must be above 0 and at most 1"),
         ("cleaning.max_words", 0, "in `cleaning`, `max_words` must be positive"),
@@ -142,3 +144,38 @@ def test_a_recipe_s_own_folder_is_relative_to_its_file_and_source_wins(load, tmp
     recipe = load({**GOOD, "folder": "../text"})
     assert source_folder(recipe_file, recipe, None) == tmp_path / "text"
     assert source_folder(recipe_file, recipe, tmp_path) == tmp_path
+
+
+def test_a_longer_text_whose_name_begins_alike_is_not_the_part_itself(load, tmp_path):
+    part = _part("one", local_index="numbers")
+    for side in (part["source"], part["target"]):
+        side["local"] = [side["file"] + ".long"]
+    recipe = load({**GOOD, "train": [part]})
+    for name in ("one.de.long", "one.en.long", "numbers", "dev.de", "dev.en", "old.de",
+                 "old.en", "new.de", "new.en"):  # fmt: skip
+        (tmp_path / name).write_text("x\n")
+    located = locate(recipe, tmp_path).subsets["train"][0]
+    assert located.line_numbers == tmp_path / "numbers"
+    for name in ("one.de", "one.en.gz"):
+        (tmp_path / name).write_text("x\n")
+    located = locate(recipe, tmp_path).subsets["train"][0]
+    assert located.source.path == tmp_path / "one.de"
+    assert located.line_numbers is None
+
+
+def test_a_change_is_seen_in_each_of_two_files_of_one_name(load, tmp_path):
+    recipe = copy.deepcopy(GOOD)
+    parts = [recipe["train"][0], *recipe["valid"], *recipe["test"]]
+    for language, side in (("de", "source"), ("en", "target")):
+        (tmp_path / "from" / language).mkdir(parents=True)
+        for part in parts:
+            name = f"{language}/{part['name']}"
+            part[side]["local"] = [name]
+            (tmp_path / "from" / name).write_text("before\n")
+    corpus = load({**recipe, "train": parts[:1]})
+    for number, language in enumerate(("de", "en", "de")):
+        (tmp_path / "from" / language / "one").write_text(f"{number}\n")
+        prepare("mine", corpus, sources=tmp_path / "from", out=tmp_path / "out",
+                stage="extract")  # fmt: skip
+        text = tmp_path / "out" / "text" / f"train.one.{language}"
+        assert text.read_text() == f"{number}\n"

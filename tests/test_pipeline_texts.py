@@ -1,6 +1,7 @@
 """Every form in which text is published, whole and damaged."""
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import io
 import lzma
@@ -173,6 +174,17 @@ def test_line_numbers_pick_and_order(tmp_path):
     (tmp_path / "idx").write_text("3\n5\n")
     with pytest.raises(UserError, match="line number 5 in its line 2, but the text"):
         extracted(tmp_path, where)
+
+
+def test_a_digest_of_the_part_is_not_held_against_the_longer_text(tmp_path):
+    (tmp_path / "idx").write_text("3\n0\n")
+    where = located(tmp_path, 5)
+    digested = dataclasses.replace(where.part.source, sha256="0" * 64)
+    where = where._replace(part=dataclasses.replace(where.part, source=digested))
+    with pytest.raises(UserError, match="with sha256 000"):
+        extracted(tmp_path, where)
+    picked = where._replace(line_numbers=tmp_path / "idx")
+    assert extracted(tmp_path, picked) == ["3", "0"]
 
 
 def test_a_limit_takes_the_beginning_and_asks_for_no_more(tmp_path):

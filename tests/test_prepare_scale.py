@@ -200,6 +200,8 @@ def test_subword_nmt_after_moses_is_what_these_tools_make(corpus, tmp_path):
                   "--workers", 2)  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert len((out / "bpe/codes").read_text().splitlines()) == 121
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["bpe_codes"] == "bpe/codes" and "spm_model" not in manifest
     tokenise = sacremoses.MosesTokenizer("en").tokenize
     with open(out / "bpe/codes") as stream:
         bpe = apply_bpe.BPE(stream)

@@ -43,7 +43,8 @@ class PreparedCorpus:
         folder: what ``--out`` was.
         recipe: name of the recipe.
         subsets: by fairseq's names: ``train``, ``valid``, ``test``, ``test1``, ...
-        spm_model: the SentencePiece model that made the pieces of both languages.
+        spm_file: the SentencePiece model that made the pieces of both languages; none
+            where subword-nmt made them.
         bin_dir: what ``fairseq-train`` and ``fairseq-generate`` read.
     """
 
@@ -52,7 +53,7 @@ class PreparedCorpus:
     source_lang: str
     target_lang: str
     subsets: Mapping[str, Subset]
-    spm_model: Path
+    spm_file: Path | None
     bin_dir: Path
 
     @classmethod
@@ -77,6 +78,7 @@ class PreparedCorpus:
 
     @classmethod
     def _of(cls, folder: Path, content: Mapping[str, Any]) -> PreparedCorpus:
+        uses_codes = "bpe_codes" in content
         return cls(
             folder=folder,
             recipe=content["recipe"],
@@ -86,9 +88,24 @@ class PreparedCorpus:
                 name: _subset(folder, entry)
                 for name, entry in content["subsets"].items()
             },
-            spm_model=folder / content["spm_model"],
+            spm_file=None if uses_codes else folder / content["spm_model"],
             bin_dir=folder / content["bin_dir"],
         )
+
+    @property
+    def spm_model(self) -> Path:
+        """The SentencePiece model, which makes text of pieces again.
+
+        Raises:
+            UserError: subword-nmt made the pieces, after Moses' tokeniser.
+        """
+        if self.spm_file is None:
+            raise UserError(
+                f"`{self.folder}` was prepared with `model_type: subword-nmt`, whose "
+                "pieces are not made text again here: use fairseq-generate with "
+                "`--remove-bpe` and detokenise, or prepare it with `bpe` or `unigram`."
+            )
+        return self.spm_file
 
     def subset(self, name: str) -> tuple[str, Subset]:
         """Return fairseq's name and the subset, found by that name or by its title.

@@ -10,27 +10,18 @@ import platform
 from pathlib import Path
 from typing import Any, Sequence
 
-from fairseq_plugins.pipeline import (
-    binarised,
-    encoding,
-    moses_bpe,
-    parallel_text,
-    subwords,
-)
+from fairseq_plugins.pipeline import binarised, encoding, parallel_text
 from fairseq_plugins.pipeline.extraction import extract
 from fairseq_plugins.pipeline.parallel_text import PlainPart
-from fairseq_plugins.pipeline.piece_encoders import PieceEncoder, SentencePieces
 from fairseq_plugins.pipeline.recipe import Part, Recipe
 from fairseq_plugins.pipeline.sources import Located, LocatedPart
 from fairseq_plugins.pipeline.stages import Stage, Workshop
+from fairseq_plugins.pipeline.subword_models import subword_model
 
 __all__ = ["Plan"]
 
 logger = logging.getLogger(__name__)
 
-_MODEL = "spm/joint.model"
-_VOCAB = "spm/joint.vocab"
-_CODES = "bpe/codes"
 _BIN = "bin"
 # A tiny slice: enough that everything downstream runs, in minutes on a CPU.
 _SMOKE_PAIRS = {"train": 2000, "valid": 100, "test": 50}
@@ -55,8 +46,7 @@ class Plan:
         self._languages = (recipe.source_lang, recipe.target_lang)
         self._smoke = smoke
         self._workers = workers
-        self._uses_moses = recipe.subwords.model_type == "subword-nmt"
-        self._model = _CODES if self._uses_moses else _MODEL
+        self._model = subword_model(recipe.subwords)
 
     def carry_out(self, only: str) -> None:
         """Run the stages that must be run and write the manifest."""
@@ -91,7 +81,7 @@ class Plan:
             name=f"text-{subset}-{part.name}",
             group="extract",
             title=f"reading {part.name} for {subset}",
-            inputs={path.name: path for path in inputs},
+            inputs=_by_name(inputs),
             outputs=[source, target],
             settings={
                 **_facts(located),
@@ -144,38 +134,17 @@ class Plan:
         )
 
     def _subwords_stage(self) -> Stage:
-        settings = self._recipe.subwords
         texts = self._inputs(self._files("raw", "train"))
-        if self._uses_moses:
-            return Stage(
-                name="subwords",
-                group="subwords",
-                title=f"learning {settings.vocab_size:,} merges of subword-nmt",
-                inputs=texts,
-                outputs=[_CODES],
-                settings=dataclasses.asdict(settings),
-                versions=_versions("sacremoses", "subword-nmt"),
-                run=lambda: moses_bpe.train_codes(
-                    dict(zip(self._languages, texts.values())),
-                    self._folder / _CODES,
-                    subwords=settings,
-                ),
-            )
+        by_language = dict(zip(self._languages, texts.values()))
         return Stage(
             name="subwords",
             group="subwords",
-            title=f"training a {settings.model_type} model of "
-            f"{settings.vocab_size:,} pieces",
+            title=self._model.title,
             inputs=texts,
-            outputs=[_MODEL, _VOCAB],
-            settings=dataclasses.asdict(settings),
-            versions=_versions("sentencepiece"),
-            run=lambda: subwords.train(
-                list(texts.values()),
-                self._folder / _MODEL,
-                self._folder / _VOCAB,
-                subwords=settings,
-            ),
+            outputs=self._model.outputs,
+            settings=dataclasses.asdict(self._recipe.subwords),
+            versions=_versions(*self._model.packages),
+            run=lambda: self._model.train(by_language, self._folder),
         )
 
     def _encode_stage(self, subset: str) -> Stage:
@@ -184,7 +153,7 @@ class Plan:
         def run() -> dict[str, Any]:
             return {
                 f"{language}_pieces": encoding.encode(
-                    self._encoder(language),
+                    self._model.encoder(self._folder, language),
                     self._folder / text,
                     self._folder / prefix,
                     workers=self._workers,
@@ -196,19 +165,12 @@ class Plan:
             name=f"encode-{subset}",
             group="encode",
             title=f"splitting {subset} into pieces",
-            inputs=self._inputs([*texts, self._model]),
+            inputs=self._inputs([*texts, self._model.outputs[0]]),
             outputs=self._encoded_files(subset),
             settings={},
             versions=_versions("sentencepiece", "sacremoses", "subword-nmt"),
             run=run,
         )
-
-    def _encoder(self, language: str) -> PieceEncoder:
-        model = self._folder / self._model
-        if self._uses_moses:
-            return moses_bpe.MosesPieces(model, language)
-        by_word = self._recipe.subwords.model_type == "bpe"
-        return SentencePieces(model, by_word=by_word)
 
     def _binarise_stage(self) -> Stage:
         names = binarised.binary_names(
@@ -256,7 +218,7 @@ class Plan:
             "source_lang": recipe.source_lang,
             "target_lang": recipe.target_lang,
             "subsets": subsets,
-            "spm_model": self._model,
+            self._model.key: self._model.outputs[0],
             "bin_dir": _BIN,
         }  # fmt: skip
 
@@ -292,6 +254,15 @@ class Plan:
 
     def _inputs(self, names: Sequence[str]) -> dict[str, Path]:
         return {name: self._folder / name for name in names}
+
+
+def _by_name(paths: Sequence[Path]) -> dict[str, Path]:
+    """Name files without their folders, which may move; keep those of equal names."""
+    named: dict[str, Path] = {}
+    for number, path in enumerate(dict.fromkeys(paths)):
+        name = f"{path.name} ({number})" if path.name in named else path.name
+        named[name] = path
+    return named
 
 
 def _facts(located: LocatedPart) -> dict[str, Any]:

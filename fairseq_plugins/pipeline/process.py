@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Callable, Iterator, Sequence, TextIO
 
-__all__ = ["Outcome", "run_logged"]
+__all__ = ["Outcome", "die_with_parent", "run_logged"]
 
 _LAST_LINES = 12
 _LINUX_PR_SET_PDEATHSIG = 1
@@ -86,12 +86,15 @@ def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
         env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
         # A group of its own, so that a Ctrl-C arrives once and not twice.
         start_new_session=True,
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        preexec_fn=die_with_parent,
     )
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_LINUX_PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent() -> None:
+    """Have this process killed when the one that started it ends (on Linux)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_LINUX_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -132,9 +132,8 @@ class _Finder:
         local = part.local_index is None or index is not None
         sides = [self._whole(text, local) for text in (part.source, part.target)]
         if sides[0] and sides[1]:
-            own = [side.path.name.startswith(text.file) for side, text in
-                   zip(sides, (part.source, part.target)) if side]  # fmt: skip
-            return LocatedPart(part, sides[0], sides[1], None if all(own) else index)
+            own = all(self._whole(text, False) for text in (part.source, part.target))
+            return LocatedPart(part, sides[0], sides[1], None if own else index)
         if part.archive is not None:
             path = self._archive(part.archive)
             if path is not None:

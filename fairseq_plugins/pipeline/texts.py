@@ -150,7 +150,7 @@ def _sgm(stream: Iterable[bytes], _language: str) -> Iterator[bytes]:
     for line in stream:
         rest += line
         if b"</seg>" not in line.lower():
-            if rest is not line and not _SEGMENT_BEGIN.search(rest):
+            if not _SEGMENT_BEGIN.search(rest):
                 rest = b""
             continue
         for match in _SEGMENT.finditer(rest):

@@ -3,8 +3,6 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -14,13 +12,13 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple, Sequence, TypeVar
 
 from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.pipeline.process import die_with_parent
 
 __all__ = ["Block", "blocks_of", "default_workers", "in_order", "read_block"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_LINUX_PR_SET_PDEATHSIG = 1
 _CHUNK = 1 << 22
 # Enough lines to keep the price of a task small, few enough that 16 workers share the
 # work of a small corpus and that the blocks in flight fit in memory.
@@ -119,9 +117,7 @@ _function: list[Callable[[Any], Any]] = []
 def _begin(make_function: Callable[[], Callable[[Any], Any]], parent: int) -> None:
     # Ctrl-C reaches the parent, which ends the pool in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_LINUX_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if os.getppid() != parent:  # it died before this process could ask for its signal
         os._exit(1)
     _function[:] = [make_function()]
