@@ -110,7 +110,7 @@ def test_a_foreign_pickle_is_refused_by_name_and_runs_nothing(
 
 def test_a_request_to_load_unsafely_is_overruled(tmp_path):
     # fairseq's main branch asks for weights_only=False.
-    from fairseq_plugins.compat import ForeignCheckpointError, _safe_loader
+    from fairseq_plugins.compat.checkpoints import ForeignCheckpointError, _safe_loader
 
     marker, checkpoint = tmp_path / "code-was-run", tmp_path / "stranger.pt"
     torch.save({"surprise": Attack(marker)}, checkpoint)
@@ -137,7 +137,7 @@ def test_bf16_needs_the_mend_and_trains_and_resumes_with_it(tiny_data, tmp_path)
 
 
 def test_typing_tpu_still_means_tpu():
-    from fairseq_plugins.compat import _parser_without_tpu
+    from fairseq_plugins.compat.devices import _parser_without_tpu
 
     parse = _parser_without_tpu(lambda *_: Namespace(bf16=True, tpu=True))
     assert parse(ArgumentParser(), ["--bf16", "--tpu"]).tpu is True
