@@ -148,3 +148,14 @@ def test_the_results_are_of_parts_that_exist_and_the_page_shows_them():
     for section, known in soak.SECTIONS.items():
         for name in known.keys() - results[section].keys():
             assert f"`{section}.{name}`" in missing
+
+
+def test_a_unit_at_the_root_of_a_tmx_is_read_and_what_follows_it_refused(tmp_path):
+    path = tmp_path / "t.tmx"
+    read = _soak_hostile.READERS["text_tmx"][2]
+    unit = '<tu><tuv xml:lang="xx"><seg>a</seg></tuv></tu>'
+    path.write_text(unit)
+    read(path)
+    path.write_text(f"{unit}</body>")
+    with pytest.raises(_soak_hostile.UserError, match="not well-formed"):
+        read(path)
