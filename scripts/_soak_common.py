@@ -13,7 +13,6 @@ from typing import Any, Iterator, Mapping
 import _environment
 import yaml
 
-from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import read_json, write_atomically, write_json
 
 __all__ = [
@@ -84,18 +83,13 @@ def script(name: str) -> list[str]:
     return [sys.executable, str(_environment.ROOT / "scripts" / name)]
 
 
-def call(
-    *command: object, env: Mapping[str, str] | None = None, cwd: Path | None = None
-) -> str:
+def call(*command: object) -> str:
     """Run a command to its end and return its output.
 
     Raises:
         RuntimeError: it failed; the message is the end of its output.
     """
-    result = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, cwd=cwd,
-        env=None if env is None else dict(env),
-    )  # fmt: skip
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if result.returncode:
         end = "\n".join((result.stdout + result.stderr).splitlines()[-15:])
         raise RuntimeError(f"status {result.returncode} of {command}:\n{end}")
@@ -103,29 +97,34 @@ def call(
 
 
 def known_parts(results: Path, section: str) -> dict[str, Any]:
-    """Return the parts of a section that results hold already."""
-    with contextlib.suppress(UserError):
-        parts: dict[str, Any] = read_json(results).get(section, {})
-        return parts
-    return {}
+    """Return the parts of a section that results hold already.
+
+    Raises:
+        UserError: the results are not valid JSON.
+    """
+    parts: dict[str, Any] = _kept(results).get(section, {})
+    return parts
 
 
 def keep_part(results: Path, section: str, part: str, figures: Any) -> None:
     """Merge one part's figures into the results; sections may run side by side."""
-    with _locked(results):
-        content = read_json(results) if results.exists() else {}
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(results.parent):
+        content = _kept(results)
         content.setdefault(section, {})[part] = figures
         write_json(results, dict(sorted(content.items())))
 
 
+def _kept(results: Path) -> Any:
+    return read_json(results) if results.exists() else {}
+
+
 @contextlib.contextmanager
-def _locked(results: Path) -> Iterator[None]:
-    results.parent.mkdir(parents=True, exist_ok=True)
-    lock = results.with_name(f".{results.name}.partial.lock")
-    with open(lock, "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(lock)
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock the folder itself: a file for it could not be removed without a race."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -22,6 +22,7 @@ __all__ = ["PARTS"]
 logger = logging.getLogger("fairseq_plugins.soak")
 
 _PATIENCE = 300.0
+_MAX_TOKENS = 1150  # thirteen batches
 _OPTIONS = (
     "--arch", "lstm", "--encoder-embed-dim", 16, "--decoder-embed-dim", 16,
     "--encoder-hidden-size", 16, "--decoder-hidden-size", 16,
@@ -33,8 +34,8 @@ _OPTIONS = (
 
 
 def _command(processes: int, data: Path, save: Path, *options: object) -> list[str]:
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes),
-              "--master-port", str(29850 + processes), "--module"]  # fmt: skip
+    launch = ["-m", "torch.distributed.run", "--standalone",
+              "--nproc-per-node", str(processes), "--module"]  # fmt: skip
     backend = ["--ddp-backend", "legacy_ddp", "--distributed-backend", "gloo"]
     command = [sys.executable, *(launch if processes > 1 else ["-m"])]
     command += ["fairseq_cli.train", str(data / "bin")]
@@ -47,21 +48,38 @@ def _command(processes: int, data: Path, save: Path, *options: object) -> list[s
 def _parity(processes: int, work: Path) -> Any:
     """Train by as many updates, accumulated in one process and shared by several.
 
-    The last update has fewer batches than processes, so that some get a dummy batch.
+    The last update must have fewer batches than processes, so that some get a dummy.
     """
     data, found = prepared_corpus(work), {}
+    batches = _num_batches(data / "bin")
     for number in (1, processes):
         save = work / f"parity_{processes}_{number}"
         shutil.rmtree(save, ignore_errors=True)
-        options = ("--max-tokens", 1300, "--max-epoch", 1)
+        options = ("--max-tokens", _MAX_TOKENS, "--max-epoch", 1)
         accumulate = ("--update-freq", processes // number)
         call(*_command(number, data, save, *options, *accumulate))
         found[number] = _last(save)["model"]
     one, several = found[1], found[processes]
     scale = max(float(value.abs().max()) for value in one.values())
     worst = max(float((one[k] - several[k]).abs().max()) for k in one) / scale
-    return {"processes": processes, "largest_relative_difference": worst,
-            "passed": worst < 1e-5}  # fmt: skip
+    return {"processes": processes, "batches": batches,
+            "largest_relative_difference": worst,
+            "passed": worst < 1e-5 and batches % processes != 0}  # fmt: skip
+
+
+def _num_batches(data: Path) -> int:
+    """Return how many batches fairseq-train makes of the training data."""
+    from fairseq.tasks.translation import TranslationConfig, TranslationTask
+
+    fairseq_plugins.register()
+    cfg = TranslationConfig(data=str(data), source_lang="xx", target_lang="yy")
+    cfg.dataset_impl, cfg.train_subset, cfg.required_seq_len_multiple = None, "train", 1
+    task = TranslationTask.setup_task(cfg)
+    task.load_dataset("train")
+    iterator = task.get_batch_iterator(
+        task.dataset("train"), max_tokens=_MAX_TOKENS, required_batch_size_multiple=8
+    )
+    return len(iterator.frozen_batches)
 
 
 def one_killed(work: Path) -> Any:
@@ -78,6 +96,8 @@ def one_killed(work: Path) -> Any:
     try:
         last = save / "checkpoints" / "checkpoint_last.pt"
         _until(lambda: last.exists() or process.poll() is not None)
+        if process.poll() is not None:
+            raise RuntimeError(f"training ended before it was to: see {log}")
         workers = _workers(process.pid)
         os.kill(workers[-1], signal.SIGKILL)
         begin = time.monotonic()
@@ -88,10 +108,11 @@ def one_killed(work: Path) -> Any:
     finally:
         kill_tree(process)
     text = log.read_text(errors="replace")
-    named = re.search(r"exitcode\s*:\s*-9.*", text)
+    named = re.search(r"exitcode\s*:\s*-9\) local_rank: \d+", text)
     updates = _last(save)["optimizer_history"][-1]["num_updates"]
-    call(*_command(2, data, save, *options, "--max-update", updates + 3))
-    goes_on = _last(save)["optimizer_history"][-1]["num_updates"] == updates + 3
+    said = call(*_command(2, data, save, *options, "--max-update", updates + 3))
+    reached = _last(save)["optimizer_history"][-1]["num_updates"]
+    goes_on = f"@ {updates} updates)" in said and reached == updates + 3
     return {"seconds_until_all_ended": round(seconds, 1), "status": process.returncode,
             "message": named[0] if named else "", "processes_left": len(left),
             "restart_goes_on": goes_on,

@@ -66,18 +66,21 @@ def _train(criterion: dict[str, Any], work: Path, kills: int, seed: int) -> Any:
         logger.info("%s: kill %d of %d (%s)", name, number, kills, kind)
     call(*command)
     found, expected = _last(broken), _last(whole)
+    differing = {
+        key: difference(found[key], expected[key])
+        for key in ("model", "last_optimizer_state")
+    }
+    updates = read_json(broken / "finished.json")["updates"]
     return {
         "kills": sum(landed[kind] for kind in ("write", "start", "update")),
         "moments": dict(sorted(landed.items())),
         "checkpoints_damaged": damaged,
-        "updates": read_json(broken / "finished.json")["updates"],
-        "parameters_differing": difference(found["model"], expected["model"]),
-        "optimizer_state_differing": difference(
-            found["last_optimizer_state"], expected["last_optimizer_state"]
-        ),
-        "passed": damaged == 0
-        and not difference(found["model"], expected["model"])
-        and read_json(broken / "finished.json")["updates"] == config["max_update"],
+        "updates": updates,
+        "parameters_differing": differing["model"],
+        "optimizer_state_differing": differing["last_optimizer_state"],
+        "passed": not damaged
+        and not any(differing.values())
+        and updates == config["max_update"],
     }
 
 

@@ -17,6 +17,14 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 torch.set_num_threads(1)
 
 
+# A training that takes seconds; without `max_tokens` and how long it is.
+TINY_TRAINING = {
+    "arch": "lstm", "encoder_embed_dim": 8, "decoder_embed_dim": 8,
+    "encoder_hidden_size": 8, "decoder_hidden_size": 8, "decoder_out_embed_dim": 8,
+    "optimizer": "adam", "lr": 0.01, "no_epoch_checkpoints": True, "cpu": True,
+}  # fmt: skip
+
+
 def run_module(module: str, *args: object) -> subprocess.CompletedProcess[str]:
     """Run ``python -m MODULE ARGS`` as a user's shell would and keep its output."""
     command = [sys.executable, "-m", module, *map(str, args)]

@@ -110,7 +110,7 @@ def test_a_foreign_pickle_is_refused_by_name_and_runs_nothing(
 
 def test_a_request_to_load_unsafely_is_overruled(tmp_path):
     # fairseq's main branch asks for weights_only=False.
-    from fairseq_plugins.compat import ForeignCheckpointError, _safe_loader
+    from fairseq_plugins.compat.checkpoints import ForeignCheckpointError, _safe_loader
 
     marker, checkpoint = tmp_path / "code-was-run", tmp_path / "stranger.pt"
     torch.save({"surprise": Attack(marker)}, checkpoint)
@@ -137,7 +137,7 @@ def test_bf16_needs_the_mend_and_trains_and_resumes_with_it(tiny_data, tmp_path)
 
 
 def test_typing_tpu_still_means_tpu():
-    from fairseq_plugins.compat import _parser_without_tpu
+    from fairseq_plugins.compat.devices import _parser_without_tpu
 
     parse = _parser_without_tpu(lambda *_: Namespace(bf16=True, tpu=True))
     assert parse(ArgumentParser(), ["--bf16", "--tpu"]).tpu is True
@@ -159,6 +159,42 @@ def test_torchrun_on_cpu_needs_the_mend_and_trains_with_it(tiny_data, tmp_path):
     result = train(*USER_DIR, *BEAM_TRAINING)
     assert result.returncode == 0, result.stderr
     assert "training on 2 devices" in result.stdout
+
+
+# fairseq-train with all mends but one.
+UNMENDED = """
+import fairseq_plugins
+from fairseq.distributed import utils
+from fairseq_cli.train import cli_main
+
+fairseq_plugins.register()
+utils.broadcast_object = utils.broadcast_object.__wrapped__
+cli_main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    torch.__version__ < "2.6", reason="older torch loads checkpoints unsafely"
+)
+def test_several_processes_cannot_resume_without_the_mend(trained, tiny_data, tmp_path):
+    unmended = tmp_path / "unmended.py"
+    unmended.write_text(UNMENDED)
+
+    def resume(program: Path, *options: object) -> Any:
+        return run_module(
+            "torch.distributed.run", "--standalone", "--nproc-per-node", 2, program,
+            tiny_data, *TRAIN, "--distributed-backend", "gloo", "--save-dir", tmp_path,
+            "--restore-file", trained, "--max-update", 4, *options,
+        )  # fmt: skip
+
+    result = resume(unmended)
+    assert result.returncode != 0
+    assert "Weights only load failed" in result.stderr
+    assert "_broadcast_object_slow" in result.stderr  # its only refusal is there
+    result = resume(Path(sys.executable).with_name("fairseq-train"), *USER_DIR)
+    assert result.returncode == 0, result.stderr
+    assert "@ 2 updates" in result.stdout and "num_updates 4" in result.stdout
 
 
 def test_without_the_mend_fairseq_leaves_out_the_longest_sentences(task):

@@ -12,7 +12,13 @@ import pytest
 from conftest import ROOT
 
 from fairseq_plugins.doctor.checks import Finding, check
-from fairseq_plugins.doctor.machine import Gpu, Machine, RecipeNeeds, Torch
+from fairseq_plugins.doctor.machine import (
+    Gpu,
+    Machine,
+    RecipeNeeds,
+    Torch,
+    _why_unreachable,
+)
 from fairseq_plugins.doctor.needs import MODELS, checkpoint_bytes, training_bytes
 
 GIB = 1 << 30
@@ -198,11 +204,19 @@ def test_the_command_examines_this_machine_and_a_driver_that_is_too_old(
     assert any(wrong in f["what"] and f["level"] == "problem" for f in findings)
 
 
-def test_without_torch_and_with_another_python_it_still_answers(tmp_path: Path) -> None:
-    python = fake(tmp_path / "python", "echo ImportError: broken >&2", "exit 1")
+@pytest.mark.parametrize("status", [0, 1])
+def test_without_torch_and_with_another_python_it_still_answers(
+    status: int, tmp_path: Path
+) -> None:
+    python = fake(tmp_path / "python", "echo ImportError: broken >&2", f"exit {status}")
     result = call("--python", python, "--stage", "setup")
     assert result.returncode == 1
     assert f"setup     PROBLEM  Python does not run ({python})" in result.stdout
     assert "torch: ImportError: broken" in result.stdout
     assert result.stdout.endswith("setup cannot run yet.\n")
     assert "Traceback" not in result.stderr
+
+
+def test_a_host_that_cannot_be_asked_is_named_and_stops_nothing() -> None:
+    found = _why_unreachable("127.0.0.1:not-a-port")
+    assert found and "not-a-port" in found

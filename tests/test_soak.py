@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
 import time
@@ -114,3 +115,47 @@ def test_parts_are_merged_and_not_done_twice(tmp_path):
     assert list(content["b"]) == ["one", "three"]
     assert _soak_common.known_parts(results, "a") == {"two": {"passed": False}}
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+COUNTS = {
+    "resume": ("kills", "runs_compared"),
+    "hostile": ("files", "reads", "strings", "examples"),
+    "numbers": ("updates",),
+    "distribution": ("batches",),
+}
+
+
+def test_the_results_are_of_parts_that_exist_and_the_page_shows_them():
+    import soak
+
+    results = json.loads((ROOT / "results" / "reliability.json").read_text())
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w.*]+)` \|(.*)\|$", page, re.M))
+    together = {"hostile": "hostile.fuzz_*", "numbers": "numbers.*"}
+    shown = set()
+    for section, parts in results.items():
+        for name, figures in parts.items():
+            assert name in soak.SECTIONS[section] and figures["passed"]
+            row = f"{section}.{name}"
+            if row not in rows:
+                row = together[section]
+                assert f"`{name.removeprefix('fuzz_')}`" in rows[row]
+            shown.add(row)
+            for key in figures.keys() & set(COUNTS[section]):
+                assert f"{figures[key]:,}" in rows[row], (row, key)
+    assert shown == rows.keys()
+    missing = page.partition("Not run yet:")[2]
+    for section, known in soak.SECTIONS.items():
+        for name in known.keys() - results[section].keys():
+            assert f"`{section}.{name}`" in missing
+
+
+def test_a_unit_at_the_root_of_a_tmx_is_read_and_what_follows_it_refused(tmp_path):
+    path = tmp_path / "t.tmx"
+    read = _soak_hostile.READERS["text_tmx"][2]
+    unit = '<tu><tuv xml:lang="xx"><seg>a</seg></tuv></tu>'
+    path.write_text(unit)
+    read(path)
+    path.write_text(f"{unit}</body>")
+    with pytest.raises(_soak_hostile.UserError, match="not well-formed"):
+        read(path)

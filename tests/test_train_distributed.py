@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, TINY_TRAINING
 
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.run_folder import RunFolder
@@ -28,21 +28,12 @@ from fairseq_plugins.pipeline.training_config import (
 )
 
 CONFIG = {
-    "arch": "lstm",
-    "encoder_embed_dim": 8,
-    "decoder_embed_dim": 8,
-    "encoder_hidden_size": 8,
-    "decoder_hidden_size": 8,
-    "decoder_out_embed_dim": 8,
+    **TINY_TRAINING,
     "dropout": 0.0,
-    "optimizer": "adam",
-    "lr": 0.01,
     "max_tokens": 200,
     "max_update": 3,
     "batches_per_update": 2,
-    "no_epoch_checkpoints": True,
     "num_workers": 0,
-    "cpu": True,
 }
 
 

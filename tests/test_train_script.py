@@ -13,28 +13,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import ROOT, TINY_TRAINING
 
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.training import train, training_command
 from fairseq_plugins.pipeline.training_config import pin_inputs
 
-ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "train.py"
-TINY = {
-    "arch": "lstm",
-    "encoder_embed_dim": 8,
-    "decoder_embed_dim": 8,
-    "encoder_hidden_size": 8,
-    "decoder_hidden_size": 8,
-    "decoder_out_embed_dim": 8,
-    "optimizer": "adam",
-    "lr": 0.01,
-    "max_tokens": 300,
-    "max_update": 2,
-    "no_epoch_checkpoints": True,
-    "seed": 3,
-    "cpu": True,
-}
+TINY = {**TINY_TRAINING, "max_tokens": 300, "max_update": 2, "seed": 3}
 
 
 @pytest.fixture
@@ -72,8 +58,8 @@ def test_a_dry_run_prints_the_command_and_does_nothing(
         "--user-dir", str(ROOT / "fairseq_plugins"),
         "--arch", "transformer", "--encoder-embed-dim", "8",
         "--decoder-embed-dim", "8", "--optimizer", "adam", "--lr", "0.5",
-        "--max-tokens", "300", "--max-update", "2", "--no-epoch-checkpoints",
-        "--seed", "3", "--cpu", "--save-dir", config["run"] + "/checkpoints",
+        "--no-epoch-checkpoints", "--cpu", "--max-tokens", "300", "--max-update", "2",
+        "--seed", "3", "--save-dir", config["run"] + "/checkpoints",
     ]  # fmt: skip
     assert not Path(config["run"]).exists()
 

@@ -28,7 +28,7 @@ from fairseq_plugins.pipeline.manifest import PreparedCorpus
 from fairseq_plugins.pipeline.output_folder import claimed
 from fairseq_plugins.pipeline.recipe import Recipe, load_recipe
 from fairseq_plugins.pipeline.run_folder import RunFolder
-from fairseq_plugins.pipeline.training import _read_checkpoint
+from fairseq_plugins.pipeline.training import _read_checkpoint, num_processes
 from fairseq_plugins.pipeline.training_config import pin_inputs, read_config
 from fairseq_plugins.pipeline.typed_yaml import read_yaml
 
@@ -124,6 +124,17 @@ def other_configuration() -> None:
     run.check_goes_on({"data": "x", "run": "run", "lr": 0.2})
 
 
+def resumed_with(**change: Any) -> Callable[[], Any]:
+    def resume() -> None:
+        run = RunFolder(Path("run"))
+        run.record_start({"data": "x", "run": "run"}, "command")
+        run.checkpoints.mkdir()
+        run.last_checkpoint.write_bytes(b"")
+        run.check_goes_on({"data": "x", "run": "run", **change})
+
+    return resume
+
+
 def run_twice() -> None:
     with RunFolder(Path("run")).in_use(), RunFolder(Path("run")).in_use():
         pass
@@ -140,12 +151,17 @@ def checkpoint(content: bytes) -> Callable[[], Any]:
 SHELL = b"cposix\nsystem\n(Vtouch marker\ntR."
 RUNS = {
     "other configuration": (other_configuration, "`lr` was 0.1 and is 0.2."),
+    "batches": (resumed_with(batches_per_update="many"), "number, but is `many`."),
+    "frequency": (resumed_with(update_freq=["x"]), "`update_freq` must be a whole num"),
+    "processes": (
+        lambda: num_processes({"distributed_world_size": "two"}), "but is `two`."
+    ),
     "two at once": (run_twice, "another training uses `run` now."),
     "empty checkpoint": (checkpoint(b""), "`c.pt` cannot be read"),
     "text as checkpoint": (checkpoint(b"hello"), "`c.pt` cannot be read"),
     "cut checkpoint": (checkpoint(b"PK\3\4" + bytes(90)), "`c.pt` cannot be read"),
     "foreign checkpoint": (checkpoint(SHELL), "nothing in it was run"),
-}
+}  # fmt: skip
 
 
 def recipe(change: Callable[[dict[str, Any]], Any]) -> Callable[[], Any]:

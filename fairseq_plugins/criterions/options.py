@@ -25,7 +25,7 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclass
 class SoftBeamSearchConfig(LabelSmoothedCrossEntropyCriterionConfig):
-    """The criterion's options; README.md has a table with the paper's values."""
+    """The criterion's options; docs/beam_training.md has them with the paper's."""
 
     rho: float = _option(
         0.1,

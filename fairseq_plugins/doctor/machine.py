@@ -1,7 +1,9 @@
 """Look at the machine: every fact by itself, and none of them may stop the others."""
 from __future__ import annotations
 
+import contextlib
 import csv
+import http.client
 import json
 import os
 import re
@@ -17,8 +19,7 @@ from urllib.parse import urlsplit
 __all__ = ["Gpu", "Machine", "RecipeNeeds", "Torch", "examine", "recipe_needs"]
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("torch", "numpy", "fairseq-fixed", "fairseq", "sacrebleu",
-            "sentencepiece", "PyYAML")  # fmt: skip
+PACKAGES = ("sacrebleu", "sentencepiece")
 _SECONDS = 120
 _NETWORK_SECONDS = 5.0
 
@@ -113,7 +114,6 @@ class Machine:
     disk: int = 0
     out_error: str | None = None
     shared_memory: int | None = None
-    cores: int = 1
     host_errors: dict[str, str | None] = field(default_factory=dict)
 
 
@@ -148,7 +148,6 @@ def examine(python: Path, out: Path, hosts: Iterable[str]) -> Machine:
         disk=shutil.disk_usage(place).free,
         out_error=_why_not_writable(place),
         shared_memory=_shared_memory(),
-        cores=os.cpu_count() or 1,
         host_errors={host: _why_unreachable(host) for host in hosts},
     )
 
@@ -181,9 +180,11 @@ def _ask(python: Path, code: str, *arguments: str) -> tuple[Any, str | None]:
     except (OSError, subprocess.TimeoutExpired) as error:
         return None, str(error)
     if result.returncode == 0:
-        return json.loads(result.stdout.strip().splitlines()[-1]), None
+        with contextlib.suppress(ValueError, IndexError):
+            return json.loads(result.stdout.strip().splitlines()[-1]), None
     lines = [line for line in result.stderr.splitlines() if line.strip()]
-    return None, lines[-1] if lines else f"it ended with status {result.returncode}"
+    ended = f"it ended with status {result.returncode} and without an answer"
+    return None, lines[-1] if lines else ended
 
 
 def _with_root() -> str:
@@ -211,7 +212,7 @@ def _nvidia() -> tuple[tuple[Gpu, ...], str | None, str | None, str | None]:
         )
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         said = getattr(error, "stdout", None) or str(error)
-        return (), None, None, said.strip().splitlines()[0]
+        return (), None, None, (said.strip() or str(error)).splitlines()[0]
     driver = rows[0][4] if rows else None
     return gpus, driver, shown[1] if shown else None, None
 
@@ -252,6 +253,6 @@ def _why_unreachable(host: str) -> str | None:
         urllib.request.urlopen(request, timeout=_NETWORK_SECONDS).close()
     except urllib.error.HTTPError:
         return None  # it answered
-    except OSError as error:
-        return str(getattr(error, "reason", error))
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return str(getattr(error, "reason", error)) or type(error).__name__
     return None

@@ -184,7 +184,8 @@ def _tmx(stream: IO[bytes], language: str) -> Iterator[bytes]:
             if element.tag == "tu":
                 unit += 1
                 yield _translation(element, language, unit)
-                parents[-1].remove(element)
+                if parents:  # it may be the root
+                    parents[-1].remove(element)
     except ElementTree.ParseError as error:
         raise _FormError(f"is not well-formed XML ({error})") from None
 

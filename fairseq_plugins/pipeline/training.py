@@ -19,6 +19,7 @@ from fairseq_plugins.pipeline.training_config import (
     Config,
     binarised_folder,
     update_freq,
+    whole_numbers,
 )
 
 __all__ = ["follow", "follows", "num_processes", "train", "training_command"]
@@ -38,13 +39,16 @@ def num_processes(config: Config) -> int:
     """Return among how many processes fairseq will share a batch.
 
     ``torchrun`` says it, else ``distributed_world_size``, else it is one for each GPU.
+
+    Raises:
+        UserError: ``distributed_world_size`` is no whole number.
     """
     import torch
 
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return int(os.environ["WORLD_SIZE"])
     if "distributed_world_size" in config:
-        return int(config["distributed_world_size"])
+        return whole_numbers(config, "distributed_world_size")[0]
     return max(1, torch.cuda.device_count())
 
 

@@ -15,6 +15,7 @@ on other data, from another start or with other batches.
 """
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 from pathlib import Path
@@ -36,6 +37,7 @@ __all__ = [
     "pin_inputs",
     "read_config",
     "update_freq",
+    "whole_numbers",
 ]
 
 Config = dict[str, Any]
@@ -143,13 +145,32 @@ def batches_per_update(config: Config) -> list[int]:
     """Return how many batches of all processes make an update, by epochs.
 
     Eight processes give the gradient that one gives which accumulates eight.
+
+    Raises:
+        UserError: one of these options is no whole number.
     """
     if "batches_per_update" in config:
-        return [int(config["batches_per_update"])]
-    frequencies = config.get("update_freq", 1)
-    if not isinstance(frequencies, list):
-        frequencies = [frequencies]
-    return [int(config.get("processes", 1)) * int(each) for each in frequencies]
+        return whole_numbers(config, "batches_per_update")
+    processes = int(config.get("processes", 1))
+    return [processes * each for each in whole_numbers(config, "update_freq", 1)]
+
+
+def whole_numbers(config: Config, key: str, default: int = 0) -> list[int]:
+    """Return the value of an option, or its values if it is a list, also as text.
+
+    Raises:
+        UserError: it is anything else.
+    """
+    value = config.get(key, default)
+    try:
+        found = ast.literal_eval(value) if isinstance(value, str) else value
+        found = found if isinstance(found, (list, tuple)) else [found]
+        numbers = [int(each) for each in found]
+    except (ValueError, TypeError, SyntaxError, OverflowError):
+        numbers = []
+    if not numbers:
+        raise UserError(f"`{key}` must be a whole number, but is `{value}`.")
+    return numbers
 
 
 def update_freq(batches: object, processes: int) -> int:
