@@ -210,3 +210,38 @@ def test_a_full_disk_ends_the_download_at_once_and_keeps_what_came(server, tmp_p
     assert "File too large" in result.stderr and result.returncode == 1
     assert len(server.requests) == 1
     assert files(tmp_path) == {".a.tgz.partial"}
+
+
+def test_what_was_put_there_by_hand_is_recorded_and_not_read_again(
+    server, tmp_path, monkeypatch
+):
+    (tmp_path / "a.tgz").write_bytes(CONTENT)
+    wanted = archive(server, "good", sha256=SHA256)
+    fetch(wanted, tmp_path / "a.tgz")
+    monkeypatch.setattr("fairseq_plugins.pipeline.fetch.sha256_of", None)
+    fetch(wanted, tmp_path / "a.tgz")
+    assert not server.requests
+
+
+def test_another_download_is_held_to_what_the_first_one_was(server, tmp_path):
+    fetch(archive(server, "good"), tmp_path / "a.tgz")
+    (tmp_path / "a.tgz").unlink()
+    with pytest.raises(UserError, match=f"must have sha256 {SHA256}, but has"):
+        fetch(archive(server, "wrong"), tmp_path / "a.tgz", pause=0)
+    assert not (tmp_path / "a.tgz").exists()
+    fetch(archive(server, "good"), tmp_path / "a.tgz")
+    assert (tmp_path / "a.tgz").read_bytes() == CONTENT
+
+
+def test_two_runs_at_once_download_once(server, tmp_path):
+    wanted = archive(server, "slow", sha256=SHA256)
+    runs = [
+        threading.Thread(target=fetch, args=(wanted, tmp_path / "a.tgz"))
+        for _ in range(2)
+    ]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert (tmp_path / "a.tgz").read_bytes() == CONTENT
+    assert server.requests == [("slow", None)]

@@ -6,6 +6,7 @@ Where a recipe knows no SHA-256, the one of the first download is held to from t
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import http.client
 import logging
@@ -43,13 +44,40 @@ def fetch(archive: Archive, path: Path, *, pause: float = _PAUSE) -> None:
     if path.is_file() and _is_recorded(archive, path):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_file():
-        check(archive, path)
-        return
     partial = path.with_name(f".{path.name}.partial")
+    with _alone_in(path.parent):
+        if path.is_file():  # put there by a person, or by another run just now
+            check(archive, path)
+            with contextlib.suppress(OSError):  # a folder that cannot be written to
+                _record(archive, path, path, None)
+            return
+        _download_somewhere(archive, partial, path, pause)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Let one run at a time download into a folder; the others wait."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("      another run downloads to %s: waiting", folder)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            logger.warning("`%s` cannot be locked: start one run at a time.", folder)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _download_somewhere(
+    archive: Archive, partial: Path, path: Path, pause: float
+) -> None:
+    recorded = _record_of(path).get("sha256")
     faults = []
     for url in (archive.url, *archive.mirrors):
-        fault = _from(url, archive, partial, pause)
+        fault = _from(url, archive, partial, pause, recorded)
         if fault is None:
             _record(archive, partial, path, url)
             os.replace(partial, path)
@@ -74,7 +102,9 @@ def check(archive: Archive, path: Path) -> None:
         raise UserError(f"`{path}` {fault}. Delete it, and run again to get it anew.")
 
 
-def _from(url: str, archive: Archive, partial: Path, pause: float) -> str | None:
+def _from(
+    url: str, archive: Archive, partial: Path, pause: float, recorded: str | None
+) -> str | None:
     """Download to ``partial`` and verify; return what is wrong, if anything is."""
     fault = "nothing came"
     for attempt in range(_ATTEMPTS):
@@ -93,7 +123,7 @@ def _from(url: str, archive: Archive, partial: Path, pause: float) -> str | None
         except _BROKEN as error:
             fault = str(getattr(error, "reason", None) or error or type(error).__name__)
             continue
-        wrong = _fault(archive, partial, None)
+        wrong = _fault(archive, partial, recorded)
         if wrong is None:
             return None
         # Other bytes than these must not be gone on with.
@@ -218,7 +248,7 @@ def _record_of(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _record(archive: Archive, partial: Path, path: Path, url: str) -> None:
+def _record(archive: Archive, partial: Path, path: Path, url: str | None) -> None:
     content = {
         "url": url,
         "bytes": partial.stat().st_size,
