@@ -98,7 +98,7 @@ class Experiment:
         for subset in subsets:
             name, text = self._corpus.subset(subset)
             references = read_lines(text.target)
-            alone, control = self._translated("alone", name, beam)
+            _, control = self._translated("alone", name, beam)
             for system in ("alone", *systems):
                 row, hypotheses = self._translated(system, name, beam)
                 row |= dataclasses.asdict(score(hypotheses, references))
@@ -107,7 +107,6 @@ class Experiment:
                     row["bleu_p_value"] = test.bleu.p_value
                     row["chrf_p_value"] = test.chrf.p_value
                     row["test_signature"] = test.bleu.signature
-                    row["seconds_times_alone"] = row["seconds"] / alone["seconds"]
                 rows.append({"title": text.title, **row})
         return rows
 
