@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from fairseq_plugins.beam.costs import (
     COSTS,
-    Spelling,
     bleu_cost,
     chrf_cost,
     edit_cost,
@@ -119,11 +118,3 @@ def test_more_padding_changes_no_cost(name):
     torch.testing.assert_close(
         COSTS[name](wide, long, PAD), COSTS[name](hypotheses, references, PAD)
     )
-
-
-def test_spelling_joins_subwords_and_leaves_out_marks_and_special_symbols():
-    spelling = Spelling(["", "", "", "", "▁the", "▁d", "og", "s@@"])
-    letters = spelling.characters(torch.tensor([[4, 5, 6, 1], [7, 6, 1, 1]]))
-    texts = ["".join(chr(c) for c in row if c) for row in letters.tolist()]
-    assert texts == ["thedog", "sog"]
-    assert letters.tolist()[1][3:] == [0, 0, 0]

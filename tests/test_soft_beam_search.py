@@ -18,7 +18,9 @@ OPTIONS = {
         reset_to_gold=True,
     ),
     "risk": dict(beam_loss="risk", beam_cost="edit"),
-    "rollout": dict(beam_loss="risk=1,survival=0.1", engine="rollout"),
+    "rollout": dict(
+        beam_loss="risk=1,survival=0.1", engine="rollout", beam_cost_unit="word"
+    ),
     "mrt": dict(beam_loss="mrt", beam_cost="chrf"),
     "bso": dict(beam_loss="bso"),
 }

@@ -1,8 +1,9 @@
 """How bad a hypothesis is, for whole batches at once: BLEU, GLEU, chrF, edits.
 
-Texts are rows of symbols, padded right: subwords as they are, or the characters that
-they spell (`Spelling`). N-grams are compared pairwise, so that no loop runs over
-sentences; the largest intermediate has (rows, length, length) truth values.
+Texts are rows of symbols, padded right: subwords as they are, or the words or
+characters that they spell (`fairseq_plugins.beam.spelling`). N-grams are compared
+pairwise, so that no loop runs over sentences; the largest intermediate has (rows,
+length, length) truth values.
 """
 from __future__ import annotations
 
@@ -11,10 +12,9 @@ from typing import Callable, Iterable
 import torch
 from torch import Tensor
 
-__all__ = [
-    "COSTS", "Spelling", "bleu_cost", "chrf_cost", "edit_cost", "gleu_cost",
-]  # fmt: skip
+__all__ = ["COSTS", "COST_UNITS", "bleu_cost", "chrf_cost", "edit_cost", "gleu_cost"]
 
+COST_UNITS = ("subword", "word")
 BLEU_ORDER, CHRF_ORDER, CHRF_BETA = 4, 6, 2.0
 
 
@@ -105,35 +105,6 @@ COSTS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "chrf": chrf_cost,
     "edit": edit_cost,
 }
-
-
-class Spelling:
-    """The characters of each subword, to turn rows of subwords into rows of characters.
-
-    Args:
-        subwords: of the dictionary, in its order; special symbols are spelled as "".
-        word_mark: begins a word (SentencePiece), and is left out, as chrF leaves out
-            spaces.
-        join_mark: ends a subword that goes on (subword-nmt), and is left out.
-    """
-
-    def __init__(
-        self, subwords: Iterable[str], *, word_mark: str = "▁", join_mark: str = "@@"
-    ) -> None:
-        texts = [s.replace(word_mark, "").removesuffix(join_mark) for s in subwords]
-        width = max(1, *map(len, texts))
-        codes = [[ord(c) for c in text] + [0] * (width - len(text)) for text in texts]
-        self._table = torch.tensor(codes, dtype=torch.int32)
-
-    def characters(self, tokens: Tensor) -> Tensor:
-        """Return code points, padded right with 0: (N, L) -> (N, C)."""
-        self._table = self._table.to(tokens.device)
-        letters = self._table[tokens].flatten(1)
-        is_letter = letters.ne(0)
-        width = int(is_letter.sum(-1).max()) if letters.numel() else 0
-        # A stable sort by "is padding" moves the letters left and keeps their order.
-        order = (~is_letter).int().argsort(dim=1, stable=True)[:, :width]
-        return letters.gather(1, order)
 
 
 def _lengths(tokens: Tensor, pad: int) -> Tensor:

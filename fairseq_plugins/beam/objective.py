@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fairseq_plugins.beam.costs import COSTS, Spelling
+from fairseq_plugins.beam.costs import COSTS
 from fairseq_plugins.beam.losses import (
     FINISHING,
     beam_margin,
@@ -16,6 +16,7 @@ from fairseq_plugins.beam.losses import (
     soft_risk,
     survival,
 )
+from fairseq_plugins.beam.spelling import Spelling
 from fairseq_plugins.beam.trace import (
     BeamTrace,
     Hypotheses,
@@ -36,7 +37,8 @@ class ObjectiveSettings:
         survival_epsilon, risk_epsilon, mrt_alpha, bso_margin: see the losses.
         lenpen: exponent of the length that a finished hypothesis' score is divided by.
         cost: one of :data:`fairseq_plugins.beam.costs.COSTS`.
-        spelling: of the target's subwords; needed for the cost ``chrf`` only.
+        spelling: of the target's subwords, for ``chrf`` and for costs over words;
+            None for costs over subwords.
     """
 
     weights: dict[str, float]
@@ -117,9 +119,10 @@ def _costs(hypotheses: Tensor, target: Tensor, settings: ObjectiveSettings) -> T
     pad = settings.pad_id
     ours = hypotheses.masked_fill(hypotheses.eq(settings.eos_id), pad).flatten(0, 1)
     gold = target.masked_fill(target.eq(settings.eos_id), pad)
-    if settings.cost == "chrf":
-        assert settings.spelling is not None
-        ours, gold = map(settings.spelling.characters, (ours, gold))
+    if settings.spelling is not None:
+        spelling, is_chrf = settings.spelling, settings.cost == "chrf"
+        spelled = spelling.characters if is_chrf else spelling.words
+        ours, gold = map(spelled, (ours, gold))
         pad = 0
     cost = COSTS[settings.cost](ours, gold.repeat_interleave(count, 0), pad)
     return cost.view(batch_size, count)

@@ -10,7 +10,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 from fairseq.dataclass import ChoiceEnum
 from fairseq.models.lstm import LSTMDecoder
 
-from fairseq_plugins.beam.costs import COSTS
+from fairseq_plugins.beam.costs import COST_UNITS, COSTS
 from fairseq_plugins.beam.engines import ENGINES
 from fairseq_plugins.beam.losses import FINISHING, LOSSES
 from fairseq_plugins.beam.state import MIXINGS
@@ -85,6 +85,11 @@ class SoftBeamSearchConfig(LabelSmoothedCrossEntropyCriterionConfig):
     )
     beam_cost: ChoiceEnum(list(COSTS)) = _option(  # type: ignore[valid-type]
         "bleu", "what risk, mrt and bso minimise: 1 - BLEU, GLEU or chrF, or edits"
+    )
+    beam_cost_unit: ChoiceEnum(COST_UNITS) = _option(  # type: ignore[valid-type]
+        "subword",
+        "what the cost compares: subwords, or the words that they spell; chrF always "
+        "compares characters",
     )
     beam_dropout: ChoiceEnum(["off", "shared"]) = _option(  # type: ignore # noqa: F821
         "off",

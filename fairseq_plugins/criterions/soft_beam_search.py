@@ -14,7 +14,6 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 from fairseq.logging import metrics
 from torch import Tensor, nn
 
-from fairseq_plugins.beam.costs import Spelling
 from fairseq_plugins.beam.decoder import check_decoder, without_dropout
 from fairseq_plugins.beam.engines import searched_with_gradients
 from fairseq_plugins.beam.objective import (
@@ -24,6 +23,7 @@ from fairseq_plugins.beam.objective import (
     what_losses_want,
 )
 from fairseq_plugins.beam.schedule import geometric, stepwise
+from fairseq_plugins.beam.spelling import Spelling
 from fairseq_plugins.beam.state import BeamSettings
 from fairseq_plugins.criterions.options import (
     SoftBeamSearchConfig,
@@ -178,7 +178,7 @@ def _objective(
 ) -> ObjectiveSettings:
     dictionary = task.target_dictionary
     spelling = None
-    if str(cfg.beam_cost) == "chrf":
+    if str(cfg.beam_cost) == "chrf" or str(cfg.beam_cost_unit) == "word":
         subwords = dictionary.symbols
         specials = dictionary.nspecial
         spelling = Spelling([""] * specials + list(subwords[specials:]))
