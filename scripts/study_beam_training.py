@@ -111,7 +111,7 @@ def _train(run: Run, options: argparse.Namespace) -> None:
         baseline = options.out / run._replace(system="baseline").name
         changes["start_from"] = baseline / "checkpoints" / "checkpoint_best.pt"
         if options.updates is not None:
-            changes["max_update"] = options.updates
+            changes["max_update"] = changes["total_num_update"] = options.updates
     logger.info("== %s", run.name)
     train(run.config, **changes)
 
