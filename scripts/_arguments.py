@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from typing import Callable
+from pathlib import Path
+from typing import Callable, Sequence
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -31,3 +32,11 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be between 0 and 1, but is {value}")
     return value
+
+
+def trainings(text: str) -> Sequence[Path]:
+    """Return the paths of a system's trainings, which have commas between them."""
+    paths = [Path(part) for part in text.split(",") if part]
+    if not paths:
+        raise argparse.ArgumentTypeError(f"must name a system, but is `{text}`")
+    return paths

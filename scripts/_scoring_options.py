@@ -12,12 +12,17 @@ from fairseq_plugins.evaluation.run_scores import Scoring
 from fairseq_plugins.evaluation.table import format_table
 
 
-def add_evaluation(parser: argparse.ArgumentParser) -> None:
+def add_evaluation(
+    parser: argparse.ArgumentParser, *, several_subsets: bool = False
+) -> None:
     """Add which translations of a run are meant."""
     add = parser.add_argument
     add("--beam", type=at_least(1), nargs="+", default=[1, 5], metavar="K",
         help="beam sizes, 1 is greedy (default: 1 5)")  # fmt: skip
-    add("--subset", default="test", metavar="NAME",
+    several: dict[str, Any] = (
+        {"nargs": "+", "default": ["test"]} if several_subsets else {"default": "test"}
+    )
+    add("--subset", metavar="NAME", **several,
         help="test set: fairseq's name, its title, or a part such as "
         "newstest2014/2737 (default: test)")  # fmt: skip
     add("--checkpoint", default=["best"], nargs="+", metavar="WHICH",

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import IO, Any, NamedTuple, Sequence
 
 __all__ = ["Usage", "run_measured"]
 
@@ -26,15 +26,15 @@ class Usage(NamedTuple):
     peak_mb: float
 
 
-def run_measured(command: Sequence[str]) -> Usage:
-    """Run a command to its end.
+def run_measured(command: Sequence[str], *, stdout: IO[Any] = sys.stderr) -> Usage:
+    """Run a command to its end; its output goes to ``stdout``.
 
     Raises:
         subprocess.CalledProcessError: it failed.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started, peak = time.monotonic(), 0
-    process = subprocess.Popen(command, stdout=sys.stderr)
+    process = subprocess.Popen(command, stdout=stdout)
     while process.poll() is None:
         peak = max(peak, sum(map(_memory, _family(process.pid))))
         time.sleep(_SECONDS_BETWEEN_LOOKS)

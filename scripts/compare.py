@@ -20,16 +20,16 @@ _environment.ensure()
 
 import argparse  # noqa: E402
 import logging  # noqa: E402
-import os  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Any, Sequence  # noqa: E402
+from typing import Any  # noqa: E402
 
 import _scoring_options  # noqa: E402
-from _arguments import at_least  # noqa: E402
+from _arguments import at_least, trainings  # noqa: E402
 
 from fairseq_plugins.evaluation.comparison import compare_files  # noqa: E402
 from fairseq_plugins.evaluation.run_comparison import compare_runs  # noqa: E402
+from fairseq_plugins.evaluation.run_names import system_names  # noqa: E402
 from fairseq_plugins.evaluation.run_scores import Row  # noqa: E402
 from fairseq_plugins.evaluation.table import format_table  # noqa: E402
 from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
@@ -131,14 +131,10 @@ def _sentence(entry: dict[str, Any]) -> list[str]:
 
 
 def _names(rows: list[Row]) -> dict[str, str]:
-    """Return for each system the names of its paths, or more of them to differ."""
+    """Return a short name for each system."""
     systems = {row["run"]: row.get("runs", [row["run"]]) for row in rows}
-    paths = list(dict.fromkeys(path for runs in systems.values() for path in runs))
-    shown = {path: Path(path).name for path in paths}
-    if len(set(shown.values())) < len(paths):
-        start = os.path.commonpath(map(os.path.abspath, paths))
-        shown = {path: os.path.relpath(path, start) for path in paths}
-    return {run: ",".join(shown[path] for path in of) for run, of in systems.items()}
+    paths = [[Path(path) for path in runs] for runs in systems.values()]
+    return dict(zip(systems, system_names(paths)))
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -147,22 +143,29 @@ def _parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("control", type=_paths, metavar="CONTROL")
-    add("systems", type=_paths, nargs="+", metavar="SYSTEM")
+    add("control", type=trainings, metavar="CONTROL")
+    add("systems", type=trainings, nargs="+", metavar="SYSTEM")
     add("--reference", type=Path, metavar="REF",
         help="compare files of translations of this text")  # fmt: skip
     _scoring_options.add_evaluation(parser)
     add("--sentences", type=at_least(0), default=3, metavar="N",
         help="sentences of greatest gain and loss to show (default: 3)")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="write the rows here, too")
-    return parser.parse_args()
+    # Which of them are given is only seen where they have no defaults.
+    defaults = {name: parser.get_default(name) for name in _OF_RUNS}
+    parser.set_defaults(**dict.fromkeys(defaults))
+    arguments = parser.parse_args()
+    given = [name for name in defaults if getattr(arguments, name) is not None]
+    if arguments.reference and given:
+        parser.error(
+            f"--{given[0]} is an option for run folders, but with --reference files of "
+            "translations are compared, which are scored as they are"
+        )
+    missing = {name: defaults[name] for name in defaults if name not in given}
+    return argparse.Namespace(**{**vars(arguments), **missing})
 
 
-def _paths(text: str) -> Sequence[Path]:
-    paths = [Path(part) for part in text.split(",") if part]
-    if not paths:
-        raise argparse.ArgumentTypeError(f"must name a system, but is `{text}`")
-    return paths
+_OF_RUNS = ("beam", "subset", "checkpoint", "lenpen")
 
 
 if __name__ == "__main__":

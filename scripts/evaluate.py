@@ -5,7 +5,8 @@
 RUN is a folder written by scripts/train.py. Translations, fairseq's output and
 scores.json go to RUN/eval. BLEU, chrF and TER are sacrebleu's, on detokenised text.
 What was evaluated before, by the same checkpoint and on the same data, is not done
-again. docs/evaluation.md says what each number is.
+again, and an interrupted search goes on from where it was. docs/evaluation.md says what
+each number is.
 """
 from __future__ import annotations
 
@@ -39,11 +40,16 @@ def main() -> int:
     )
     if arguments.json:
         write_json(arguments.json, rows)
-    print(_report(rows))
+    titles = dict.fromkeys(row["title"] for row in rows)
+    reports = [
+        _report([row for row in rows if row["title"] == title]) for title in titles
+    ]
+    print("\n\n\n".join(reports))
     return 0
 
 
 def _report(rows: list[Row]) -> str:
+    """Return what is to be said of one test set."""
     row = rows[0]
     checkpoint = row["checkpoint"]
     if "averaged" in row:
@@ -132,7 +138,7 @@ def _parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN")
-    _scoring_options.add_evaluation(parser)
+    _scoring_options.add_evaluation(parser, several_subsets=True)
     add("--max-tokens", type=at_least(1), default=4000, metavar="N",
         help="tokens in a batch (default: 4000)")  # fmt: skip
     _scoring_options.add_options(parser)

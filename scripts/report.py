@@ -1,10 +1,12 @@
 """Write one page about some runs: scores, curves, translations, and their beams.
 
-    python scripts/report.py CONTROL RUN [RUN ...] -o report.html
+    python scripts/report.py CONTROL SYSTEM [SYSTEM ...] -o report.html
 
-The runs are folders that scripts/evaluate.py or scripts/compare.py has evaluated; the
-first one is what the others are compared with. The page is one file that needs no
-network. p is as in scripts/compare.py and is kept in RUN/eval/report.json.
+A system is a run folder that scripts/evaluate.py or scripts/compare.py has evaluated,
+or several with commas between them, one for each seed: a_1,a_2,a_3. Their scores are
+also pooled as by scripts/compare.py. The first system is what the others are compared
+with. The page is one file that needs no network. p is as in scripts/compare.py and is
+kept in RUN/eval/report.json.
 """
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ import logging  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from _arguments import at_least, finite  # noqa: E402
+from _arguments import at_least, finite, trainings  # noqa: E402
 
 from fairseq_plugins.evaluation.report.build import (  # noqa: E402
     ReportOptions,
@@ -31,7 +33,7 @@ def main() -> int:
     logging.getLogger("fairseq_plugins").setLevel(logging.INFO)
     arguments = _parse_arguments()
     out = write_report(
-        arguments.runs,
+        arguments.systems,
         arguments.out,
         command=["python", "scripts/report.py", *sys.argv[1:]],
         options=ReportOptions(
@@ -55,7 +57,7 @@ def _parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("runs", type=Path, nargs="+", metavar="RUN")
+    add("systems", type=trainings, nargs="+", metavar="SYSTEM")
     add("-o", "--out", type=Path, default=Path("report.html"), metavar="FILE",
         help="the page (default: report.html)")  # fmt: skip
     add("--subset", help="test set of translations and explorer (default: the first)")

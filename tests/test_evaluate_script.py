@@ -2,15 +2,23 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import random
-import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
 
+from fairseq_plugins.evaluation.generate import Subset, Translator
+from fairseq_plugins.evaluation.search_part import SearchPart
 from fairseq_plugins.pipeline.files import read_lines
 from fairseq_plugins.pipeline.manifest import FORMAT
 
@@ -138,17 +146,128 @@ def test_a_test_set_is_translated_and_scored_once(run: Path, tmp_path: Path) -> 
     assert f"{rows[1]['chrf']:.2f}" in first.stdout
     assert "test, beam 3: 13 sentences" in first.stderr
 
-    # fairseq translated in another order, and its numbers are those of the corpus.
-    log = (run / "eval" / "test.beam1.log").read_text(encoding="utf-8")
-    targets = re.findall(r"^T-(\d+)\t(.*)$", log, flags=re.MULTILINE)
-    texts = {int(i): text.replace(" ", "").replace("▁", " ")[1:] for i, text in targets}
-    assert list(texts) != sorted(texts)
-    assert [texts[i] for i in sorted(texts)] == read_lines(references)
-
     second = evaluate(run, "--beam", 1, 3)
     assert second.stdout == first.stdout
     assert "test, beam 1: known already" in second.stderr
     assert "sentences" not in second.stderr
+    assert not list((run / "eval").glob(".*"))
+
+
+# fairseq-generate several times, as a user would run it.
+GENERATE = """
+import json, sys
+from fairseq_cli import generate
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["fairseq-generate", *words]
+    generate.cli_main()
+    print("====", flush=True)
+"""
+
+
+def generated(run: Path, *options: list[str]) -> list[dict[str, dict[int, Any]]]:
+    """Return by kind of line and sentence what fairseq-generate prints."""
+    base = [
+        str(run.parent / "corpus" / "bin"), "--user-dir", str(ROOT / "fairseq_plugins"),
+        "--source-lang", "xx", "--target-lang", "yy", "--max-tokens", "200",
+        "--path", str(run / "checkpoints" / "checkpoint_best.pt"),
+    ]  # fmt: skip
+    made = python("-c", GENERATE, json.dumps([base + words for words in options]))
+    assert made.returncode == 0, made.stderr
+    answers = []
+    for output in made.stdout.split("====\n")[:-1]:
+        found: dict[str, Any] = defaultdict(lambda: defaultdict(list))
+        for line in output.split("\n"):
+            kind, _, rest = line.partition("-")
+            if kind in ("T", "H", "P") and "\t" in rest:
+                number, *values = rest.split("\t")
+                found[kind][int(number)].append(values)
+        answers.append(found)
+    return answers
+
+
+def test_one_process_finds_what_several_of_fairseq_generate_find(
+    run: Path, tmp_path: Path
+) -> None:
+    narrow, wide, gold = generated(
+        run,
+        ["--beam", "1", "--lenpen=0.5"],
+        ["--beam", "4", "--nbest", "4"],
+        ["--score-reference"],
+    )
+    checkpoint, data = run / "checkpoints" / "checkpoint_best.pt", run.parent / "corpus"
+    log, subset = tmp_path / "log", Subset("test", SIZES["test"])
+    with Translator(
+        checkpoint, data / "bin", ("xx", "yy"), max_tokens=200
+    ) as translator:
+        references = translator.score_references(subset, log=log)
+        for beam, lenpen, theirs in ((4, 1.0, wide), (1, 0.5, narrow)):
+            part = SearchPart(tmp_path / str(beam), {})
+            ours = translator.translate(
+                subset, beam=beam, lenpen=lenpen, log=log, part=part
+            )
+            # To the last digit; fairseq's logarithms are binary.
+            assert [[(h.score, h.pieces) for h in ranked] for ranked in ours.nbest] == [
+                [(float(score) * math.log(2), text) for score, text in theirs["H"][n]]
+                for n in range(SIZES["test"])
+            ]
+        again = translator.score_references(subset, log=log)
+    assert again == references
+    lengths = [len(gold["P"][n][0][0].split()) for n in range(SIZES["test"])]
+    assert [(r.log_prob, r.tokens) for r in references] == [
+        (float(gold["H"][n][0][0]) * math.log(2) * length, length)
+        for n, length in enumerate(lengths)
+    ]
+    # They came in another order, and their numbers are those of the corpus.
+    assert list(gold["T"]) != sorted(gold["T"])
+    texts = [gold["T"][n][0][0] for n in range(SIZES["test"])]
+    assert [t.replace(" ", "").replace("▁", " ")[1:] for t in texts] == read_lines(
+        data / "test.yy"
+    )
+
+
+def test_a_killed_search_goes_on_and_ends_as_if_nothing_had_happened(
+    run: Path, tmp_path: Path
+) -> None:
+    killed = tmp_path / "killed"
+    shutil.copytree(run, killed, ignore=shutil.ignore_patterns("eval"))
+    command = ["--subset", "train", "--beam", 10, "--max-tokens", 200, "--force"]
+    script = str(ROOT / "scripts" / "evaluate.py")
+    process = subprocess.Popen(
+        [sys.executable, script, str(killed), *map(str, command)],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    part = killed / "eval" / ".train.beam10.search.partial"
+    while not part.is_file() or part.read_bytes().count(b"\n") < 3:
+        assert process.poll() is None
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)  # its worker dies with it
+    process.wait()
+    time.sleep(0.2)
+    lines = part.read_text().split("\n")[1:-1]
+    done = sum(len(json.loads(line)["sentences"]) for line in lines)
+    assert 0 < done < SIZES["train"]
+    assert not (killed / "eval" / "scores.json").exists()
+
+    resumed = evaluate(killed, *command)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"train, beam 10: 100 sentences, {done} of them done" in resumed.stderr
+    whole = evaluate(run, *command)
+    assert whole.returncode == 0, whole.stderr
+    for name in ("hyp.txt", "nbest.tsv"):
+        ours, theirs = (r / "eval" / f"train.beam10.{name}" for r in (killed, run))
+        assert ours.read_bytes() == theirs.read_bytes()
+    assert not part.exists()
+
+
+def test_several_test_sets_are_scored_and_reported_one_after_the_other(
+    run: Path,
+) -> None:
+    result = evaluate(run, "--subset", "test", "valid", "--beam", 1)
+    assert result.returncode == 0, result.stderr
+    titles = [line.partition(":")[0] for line in result.stdout.split("\n")
+              if " sentences; " in line]  # fmt: skip
+    assert titles == ["test", "valid"]
 
 
 def test_a_score_that_only_some_beams_have_gets_a_column(run: Path) -> None:

@@ -1,152 +1,189 @@
-"""fairseq-generate's output becomes one hypothesis per sentence, in order, or fails."""
+"""What fairseq finds becomes one answer per sentence, in order, or a clear error."""
 from __future__ import annotations
 
+import json
 import math
+import os
+import signal
 import sys
-from dataclasses import replace
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fairseq_plugins.evaluation import generate
-from fairseq_plugins.evaluation.generate import Subset, score_references, translate
-from fairseq_plugins.evaluation.generate_output import Hypothesis, hypotheses_of
+from fairseq_plugins.evaluation.found import Hypothesis, Reference, in_order
+from fairseq_plugins.evaluation.generate import Subset, Translations, Translator
+from fairseq_plugins.evaluation.search_part import SearchPart
 from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.pipeline.worker import Worker
 
-OUTPUT = """\
-2026-01-01 00:00:00 | INFO | fairseq_cli.generate | H-0 is not a hypothesis
-S-2\t▁c
-T-2\t▁c
-H-2\t-0.5\t▁third \u2028 one
-H-2\t-0.9\t▁worse
-D-2\t-0.5\t▁third one
-P-2\t-0.1 -0.2
-H-0\t-inf\t▁first
-H-1\t-0.25\t
+SUBSET = Subset("test", 3)
+BATCHES = [
+    {
+        "sentences": [
+            [2, [[-0.5, "▁third \u2028 one"], [-0.9, "▁worse"]]],
+            [0, [[-math.inf, "▁first"]]],
+        ],
+        "tokens": 7,
+        "seconds": 1.5,
+    },
+    {"sentences": [[1, [[-0.25, ""]]]], "tokens": 3, "seconds": 0.5},
+]
+# Answers every request by these batches but those that are done, and then ends so.
+WORKER = """
+import json, os, sys
+from fairseq_plugins.pipeline.worker import answer_requests
+batches, ending = json.loads(sys.argv[1])
+def answer(request):
+    print("asked", json.dumps(request), flush=True)
+    for batch in batches:
+        if not {n for n, _ in batch["sentences"]} & set(request["done"]):
+            yield batch
+    exec(ending)
+answer_requests(answer)
 """
-SUMMARY = (
-    "2026-01-01 | INFO | fairseq_cli.generate | Translated 1,003 sentences "
-    "(12,345 tokens) in 2.5s (401.20 sentences/s, 4938.25 tokens/s)\n"
-)
 
 
-SUBSET = Subset(Path("bin"), ("xx", "yy"), "test", 3)
-
-
-def parse(text: str, sentences: int) -> list[list[Hypothesis]]:
-    lines = text.split("\n")
-    return hypotheses_of(lines, subset="test", sentences=sentences)
-
-
-def test_hypotheses_come_in_corpus_order_best_first() -> None:
-    first, second, third = parse(OUTPUT, 3)
-    assert first == [Hypothesis(-math.inf, "▁first")]
-    assert [item.pieces for item in second] == [""]
-    assert [item.pieces for item in third] == ["▁third \u2028 one", "▁worse"]
-    # fairseq's logarithms are binary: 2 ** -0.5 = e ** score.
-    assert math.exp(third[0].score) == pytest.approx(2**-0.5)
+def test_what_is_found_comes_in_corpus_order() -> None:
+    found = [(2, "c"), (0, "a"), (1, "b")]
+    assert in_order(found, subset="test", sentences=3) == ["a", "b", "c"]
 
 
 def test_a_missing_sentence_is_named() -> None:
-    with pytest.raises(UserError, match="no translation of 2 of the 5 .*: 4, 5. "):
-        parse(OUTPUT, 5)
-    with pytest.raises(UserError, match="of 97 of the 100 .*: 4, 5, 6, 7, 8, .... The"):
-        parse(OUTPUT, 100)
+    found = [(n, "") for n in range(3)]
+    with pytest.raises(UserError, match="nothing for 2 of the 5 .*: 4, 5. "):
+        in_order(found, subset="test", sentences=5)
+    with pytest.raises(UserError, match="97 of the 100 .*: 4, 5, 6, 7, 8, .... The"):
+        in_order(found, subset="test", sentences=100)
 
 
 def test_more_sentences_than_references_are_refused() -> None:
     with pytest.raises(UserError, match="3 binarised but 2 raw sentences"):
-        parse(OUTPUT, 2)
+        in_order([(n, "") for n in range(3)], subset="test", sentences=2)
 
 
-def call(tmp_path: Path, **changes: Any) -> generate.Translations:
-    options: dict[str, Any] = {
-        "beam": 5,
-        "lenpen": -0.5,
-        "max_tokens": 100,
-        "log": tmp_path / "log",
-    }
-    return translate(tmp_path / "model.pt", SUBSET, **{**options, **changes})
+class Fake:
+    """A Translator whose process is a stand-in for fairseq."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "log"
+        self.part_path = folder / "part"
+        self.translator = Translator(Path("m"), Path("d"), ("x", "y"), max_tokens=9)
+
+    def install(self, batches: Any = BATCHES, ending: str = "") -> None:
+        command = [sys.executable, "-c", WORKER, json.dumps([batches, ending])]
+        self.translator._worker.__exit__(None, None, None)
+        self.translator._worker = Worker(command)
+
+    def part(self, **identity: Any) -> SearchPart:
+        return SearchPart(self.part_path, {"beam": 5, **identity})
+
+    def translate(self, part: SearchPart | None = None) -> Translations:
+        return self.translator.translate(
+            SUBSET, beam=5, lenpen=-0.5, log=self.log, part=part or self.part()
+        )
+
+    def asked(self) -> dict[str, Any]:
+        line = self.log.read_text(encoding="utf-8").partition("asked ")[2]
+        return json.loads(line.splitlines()[0])
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Let a command that prints this text stand in for fairseq-generate."""
-    commands: list[list[str]] = []
-    run = generate.run_logged
-
-    def install(text: str, *, status: int = 0) -> list[list[str]]:
-        code = f"import sys; print({text!r}, end=''); sys.exit({status})"
-
-        def stand_in(command: list[str], **options: Any) -> Any:
-            commands.append(command)
-            return run([sys.executable, "-c", code], **options)
-
-        monkeypatch.setattr(generate, "run_logged", stand_in)
-        return commands
-
-    return install
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("PYTHONPATH", str(Path(generate.__file__).parents[2]))
+    fake = Fake(tmp_path)
+    fake.install()
+    with fake.translator:
+        yield fake
 
 
-def test_speed_is_the_one_that_fairseq_reports(tmp_path: Path, fake: Any) -> None:
-    commands = fake(OUTPUT + SUMMARY)
-    result = call(tmp_path)
-    assert result.nbest[0][0].pieces == "▁first"
-    assert (result.tokens, result.seconds) == (12345, 2.5)
-    assert result.tokens_per_second == 4938.25
-    # Of each sentence the log has the best hypothesis only.
-    log = (tmp_path / "log").read_text(encoding="utf-8")
-    assert log == (OUTPUT + SUMMARY).replace("H-2\t-0.9\t▁worse\n", "")
-    words = commands[0]
-    assert words[words.index("--nbest") + 1] == words[words.index("--beam") + 1] == "5"
-    assert "--lenpen=-0.5" in commands[0]
-    # No sentence may be left out, however long.
-    assert not [word for word in commands[0] if "skip-invalid" in word]
+def test_batches_of_a_search_become_hypotheses_and_speed(fake: Any) -> None:
+    found = fake.translate()
+    assert found.nbest == [
+        [Hypothesis(-math.inf, "▁first")],
+        [Hypothesis(-0.25, "")],
+        [Hypothesis(-0.5, "▁third \u2028 one"), Hypothesis(-0.9, "▁worse")],
+    ]
+    assert (found.tokens, found.seconds, found.tokens_per_second) == (10, 2.0, 5.0)
+    assert fake.asked() == {"subset": "test", "beam": 5, "lenpen": -0.5, "done": []}
 
 
-def test_output_that_stops_early_is_no_success(tmp_path: Path, fake: Any) -> None:
-    fake(OUTPUT)
-    with pytest.raises(UserError, match="did not say that it ended"):
-        call(tmp_path)
+def test_one_process_answers_all_requests(fake: Any) -> None:
+    fake.translate()
+    pid = fake.translator._worker._process.pid
+    fake.translate(fake.part(beam=6))
+    assert fake.translator._worker._process.pid == pid
 
 
-def test_a_failure_shows_the_last_lines(tmp_path: Path, fake: Any) -> None:
-    fake("Traceback\nRuntimeError: out of memory\n", status=1)
-    with pytest.raises(UserError, match="status 1.*\nTraceback\nRuntimeError: out of"):
-        call(tmp_path)
+def test_references_need_only_their_own_request(fake: Any) -> None:
+    fake.install([{"sentences": [[1, [-6.0, 4]], [0, [-0.5, 2]], [2, [-1.0, 1]]]}])
+    found = fake.translator.score_references(SUBSET, log=fake.log)
+    assert found == [Reference(-0.5, 2), Reference(-6.0, 4), Reference(-1.0, 1)]
+    assert fake.asked() == {"subset": "test", "done": []}
+
+
+def test_a_search_that_ended_early_goes_on_with_the_batches_that_it_lacks(
+    fake: Any,
+) -> None:
+    whole = fake.translate(fake.part(beam=0))
+    fake.part().remove()
+    fake.install(BATCHES[:1], "os.kill(os.getpid(), 9)")
+    with pytest.raises(UserError, match="status 137. It was killed, .* is kept"):
+        fake.translate()
+    # The kill cut the last line short.
+    with open(fake.part_path, "ab") as stream:
+        stream.write(b'{"sentences": [[1')
+    fake.install()
+    assert fake.translate() == whole
+    assert fake.asked()["done"] == [2]
+    # All of it is there now: nothing is started for it.
+    fake.install([], "sys.exit(1)")
+    assert fake.translate() == whole
+
+
+def test_what_another_search_found_is_of_no_use(fake: Any) -> None:
+    fake.translate()
+    fake.translate(fake.part(lenpen=0.6))
+    assert fake.asked()["done"] == []
+
+
+def test_an_answer_without_a_sentence_is_refused(fake: Any) -> None:
+    fake.install(BATCHES[:1])
+    with pytest.raises(UserError, match="nothing for 1 of the 3 .*: 2. "):
+        fake.translate()
+
+
+def test_a_failure_shows_the_last_lines(fake: Any) -> None:
+    fake.install([], "raise RuntimeError('out of memory')")
+    with pytest.raises(UserError, match=r"(?s)status 1\..*Error: out of memory$"):
+        fake.translate()
 
 
 def test_progress_is_reported(
-    tmp_path: Path,
-    fake: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    fake: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     monkeypatch.setattr(generate, "_SECONDS_BETWEEN_REPORTS", 0.0)
-    fake(OUTPUT + SUMMARY)
-    call(tmp_path)
-    assert caplog.messages[0] == "test, beam 5: 3 sentences"
-    assert "test, beam 5: 1 of 3 done" in caplog.messages
+    fake.install(BATCHES[:1], "sys.exit(1)")
+    with pytest.raises(UserError):
+        fake.translate()
+    fake.install()
+    fake.translate()
+    assert caplog.messages == [
+        "test, beam 5: 3 sentences",
+        "test, beam 5: 2 of 3 done",
+        "test, beam 5: 3 sentences, 2 of them done before",
+        "test, beam 5: 3 of 3 done",
+    ]
 
 
-REFERENCES = """\
-S-1\t▁b
-H-1\t-1.5\t▁b ▁b ▁b
-P-1\t-1.0000 -2.0000 -1.0000 -2.0000
-H-0\t-0.25\t▁a
-P-0\t-0.5000 0.0000
-"""
-
-
-def test_references_get_the_sum_of_their_tokens(tmp_path: Path, fake: Any) -> None:
-    commands = fake(REFERENCES + SUMMARY)
-    subset = replace(SUBSET, sentences=2)
-    first, second = score_references(
-        tmp_path / "model.pt", subset, max_tokens=100, log=tmp_path / "log"
-    )
-    assert "--score-reference" in commands[0]
-    assert (first.tokens, second.tokens) == (2, 4)
-    assert first.log_prob == pytest.approx(-0.5 * math.log(2))
-    assert second.log_prob == pytest.approx(-6.0 * math.log(2))
+def test_ctrl_c_ends_the_search_and_its_process(fake: Any) -> None:
+    fake.install(BATCHES, f"os.kill({os.getpid()}, {int(signal.SIGINT)}); "
+                 "import time; time.sleep(60)")  # fmt: skip
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        fake.translate()
+    assert time.monotonic() - started < 50
+    assert fake.translator._worker._process is None

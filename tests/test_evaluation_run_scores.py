@@ -9,10 +9,10 @@ import pytest
 import sentencepiece
 import torch
 
-from fairseq_plugins.evaluation import run_references, run_scores, test_sets
+from fairseq_plugins.evaluation import run_scores, test_sets
 from fairseq_plugins.evaluation.comet import Comet
-from fairseq_plugins.evaluation.generate import Subset, Translations
-from fairseq_plugins.evaluation.generate_output import Hypothesis, Reference
+from fairseq_plugins.evaluation.generate import Subset, Translations, Translator
+from fairseq_plugins.evaluation.found import Hypothesis, Reference
 from fairseq_plugins.evaluation.run_scores import Scoring, evaluate_run
 from fairseq_plugins.evaluation.score_store import ScoreStore
 from fairseq_plugins.evaluation.test_sets import TestSet
@@ -71,18 +71,22 @@ def calls(run: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         model_file=str(run.parent / "corpus" / "spm.model")
     )
 
-    def stand_in(checkpoint: Path, subset: Subset, **options: Any) -> Translations:
-        calls.append({"checkpoint": checkpoint, "subset": subset, **options})
-        pieces = [" ".join(model.encode(line, out_type=str)) for line in TEXT]
-        nbest = [[Hypothesis(-1.0, line)] for line in pieces]
-        return Translations(nbest, tokens=40, seconds=0.5, tokens_per_second=80.0)
+    class StandIn(Translator):
+        def __init__(self, *setup: Any, **options: Any) -> None:
+            super().__init__(*setup, **options)
+            self.setup = {"checkpoint": setup[0], "languages": setup[2]}
 
-    def score(checkpoint: Path, subset: Subset, **options: Any) -> list[Reference]:
-        # The search found -1: better than the first and worse than the others.
-        return [Reference(-2 * 4.0, 4), Reference(-3.0, 4), Reference(-2.0, 4)]
+        def translate(self, subset: Subset, **options: Any) -> Translations:
+            calls.append({**self.setup, "subset": subset, **options})
+            pieces = [" ".join(model.encode(line, out_type=str)) for line in TEXT]
+            nbest = [[Hypothesis(-1.0, line)] for line in pieces]
+            return Translations(nbest, tokens=40, seconds=0.5)
 
-    monkeypatch.setattr(run_scores, "translate", stand_in)
-    monkeypatch.setattr(run_references, "score_references", score)
+        def score_references(self, subset: Subset, **options: Any) -> list[Reference]:
+            # The search found -1: better than the first and worse than the others.
+            return [Reference(-2 * 4.0, 4), Reference(-3.0, 4), Reference(-2.0, 4)]
+
+    monkeypatch.setattr(run_scores, "Translator", StandIn)
     return calls
 
 
@@ -103,7 +107,7 @@ def test_each_beam_is_decoded_scored_and_stored(
     assert (row["sentences"], row["seconds"], row["tokens_per_second"]) == (3, 0.5, 80)
     assert row["checkpoint"] == "checkpoint_best.pt"
     assert row["hypotheses"] == "test.beam5.hyp.txt"
-    assert calls[0]["subset"].languages == ("xx", "yy")
+    assert calls[0]["languages"] == ("xx", "yy")
     assert calls[0]["subset"].sentences == 3
     assert row["search_errors"] == pytest.approx(2 / 3)
     assert round(row["oracle_bleu"]) == 100

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU
 
+from fairseq_plugins.evaluation.beam_quality import oracle_bleu
 from fairseq_plugins.evaluation.scoring import bleu_by_length, repetition, score
 from fairseq_plugins.pipeline.errors import UserError
 
@@ -154,3 +155,21 @@ def test_repetition_counts_pairs_said_before() -> None:
     # a a, a a, a a, a b: four pairs, two of them new.
     assert repetition(["a a a a b"]) == 0.5
     assert repetition(["", "a"]) == 0
+
+
+def test_the_best_in_the_beam_is_that_of_sacrebleu_sentence_by_sentence() -> None:
+    rng = random.Random(4)
+
+    def text() -> str:
+        return " ".join(rng.choices("abc", k=rng.randint(0, 12)))
+
+    references = [text() for _ in range(80)]
+    nbest = [[text() for _ in range(rng.randint(1, 6))] for _ in references]
+    judge = BLEU(effective_order=True)
+    chosen = [
+        max(texts, key=lambda each: judge.sentence_score(each, [reference]).score)
+        for texts, reference in zip(nbest, references)
+    ]
+    expected = BLEU().corpus_score(chosen, [references]).score
+    assert oracle_bleu(nbest, references) == expected
+    assert expected > BLEU().corpus_score([t[0] for t in nbest], [references]).score

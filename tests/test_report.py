@@ -16,10 +16,10 @@ from fairseq_plugins.evaluation.report.runs import (
     load_runs,
     references_of,
     shared_test_sets,
-    short_names,
 )
 from fairseq_plugins.evaluation.report.samples import chosen_sentences, score_sentences
 from fairseq_plugins.evaluation.report.scores import bleu_by_length, length_buckets
+from fairseq_plugins.evaluation.run_names import short_names, system_names
 from fairseq_plugins.evaluation.scoring import score
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import sha256_of
@@ -128,6 +128,23 @@ def test_sentence_scores_are_100_for_the_reference_itself():
 )
 def test_names_lose_only_what_all_share(names: list[str], short: list[str]) -> None:
     assert short_names(names) == short
+
+
+@pytest.mark.parametrize(
+    ("systems", "names"),
+    [
+        ([["r/lstm_soft_1", "r/lstm_soft_2"], ["r/lstm_x_1", "r/lstm_x_2"]],
+         ["soft", "x"]),
+        ([["r/1", "r/2"], ["s/1", "s/2"]], ["r", "s"]),
+        ([["a_1", "b_1"], ["a_2", "b_2"]], ["a_1,b_1", "a_2,b_2"]),
+        ([["r/lstm"], ["r/lstm_soft"]], ["lstm", "lstm_soft"]),
+        ([["a/x.txt"], ["b/x.txt"], ["a/x.txt"]], ["a/x.txt", "b/x.txt", "a/x.txt"]),
+    ],
+)  # fmt: skip
+def test_seeds_of_a_system_share_its_name(
+    systems: list[list[str]], names: list[str]
+) -> None:
+    assert system_names([[Path(p) for p in paths] for paths in systems]) == names
 
 
 class Elements(html.parser.HTMLParser):

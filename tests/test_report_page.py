@@ -13,6 +13,8 @@ from typing import Any, Iterator
 import pytest
 from test_evaluate_script import CONFIG, MAX_POSITIONS, ROOT, SIZES, prepare, python
 
+from fairseq_plugins.evaluation.run_comparison import compare_runs
+
 SYSTEMS = ("control", "other")
 HOSTILE = "</script><img src=x onerror=alert(1)> <!-- <script>"
 # Chromium as root, without looking for its maker's servers.
@@ -64,6 +66,54 @@ def page(runs: list[Path]) -> Path:
     assert made.returncode == 0, made.stdout + made.stderr
     assert made.stdout.strip() == str(out)
     return out
+
+
+@pytest.fixture(scope="module")
+def seeds(runs: list[Path]) -> list[list[Path]]:
+    """Two systems of two seeds; the first has the better and the worse run."""
+    folder = runs[0].parent / "seeds"
+    made: dict[str, Path] = {"a_1": runs[0], "a_2": runs[1], "b_1": runs[1]}
+    for name, run in {**made, "b_2": runs[1]}.items():
+        made[name] = shutil.copytree(run, folder / name)
+    return [[made[f"{system}_{seed}"] for seed in (1, 2)] for system in "ab"]
+
+
+@pytest.fixture(scope="module")
+def page_of_seeds(seeds: list[list[Path]]) -> Path:
+    out = seeds[0][0].parent / "report.html"
+    systems = [",".join(map(str, of_system)) for of_system in seeds]
+    made = report(*systems, "-o", out, "--explore", 0)
+    assert made.returncode == 0, made.stdout + made.stderr
+    return out
+
+
+def test_seeds_are_pooled_as_by_compare(page_of_seeds, seeds):
+    data = data_of(page_of_seeds)
+    assert [system["label"] for system in data["systems"]] == ["a", "b"]
+    test = data["tests"][0]
+    for row in test["pooled"]:
+        control, judge = compare_runs(seeds[0], [seeds[1]], beams=[row["beam"]])
+        compared = judge if row["system"] else control
+        assert row["bleu"] == pytest.approx(compared["bleu"])
+        assert row["deviation"] == pytest.approx(compared["bleu_deviation"])
+        if row["system"]:
+            assert row["p_bleu"] == compared["bleu_p_value"]
+            assert row["p_chrf"] == compared["chrf_p_value"]
+            assert row["change"] == pytest.approx(compared["bleu_difference"])
+            assert row["change_interval"] == pytest.approx(compared["bleu_interval"])
+        else:
+            assert "p_bleu" not in row
+    assert len(test["pooled"]) == 4
+    # Each run is compared with the control's of its own seed.
+    second = [row for row in test["rows"] if row["run"] == 3]
+    assert [(row["change"], row["p_bleu"]) for row in second] == [(0, 1)] * 2
+    assert all("change" not in row for row in test["rows"] if row["run"] < 2)
+
+
+def test_systems_need_equally_many_seeds(seeds):
+    made = report(seeds[0][0], ",".join(map(str, seeds[1])), "-o", "no.html")
+    assert made.returncode == 2
+    assert "must have as many runs as the control, 1, but" in made.stderr
 
 
 def data_of(page: Path) -> Any:
@@ -146,7 +196,9 @@ def open_page(browser: Any, page: Path) -> Iterator[Any]:
     """Open the page; whatever it says on the console is an error."""
     opened, said = [], []
 
-    def opening(*, width: int = 1000, scheme: str = "light") -> Any:
+    def opening(
+        shown: Path = page, *, width: int = 1000, scheme: str = "light"
+    ) -> Any:
         tab = browser.new_page(
             viewport={"width": width, "height": 800}, color_scheme=scheme
         )
@@ -155,7 +207,7 @@ def open_page(browser: Any, page: Path) -> Iterator[Any]:
         tab.on("dialog", lambda dialog: said.append(f"dialog {dialog.message}"))
         tab.on("request", lambda request: said.append(f"request {request.url}")
                if not request.url.startswith(("file:", "data:")) else None)  # fmt: skip
-        tab.goto(page.as_uri())
+        tab.goto(shown.as_uri())
         tab.wait_for_selector("html[data-ready=true]", state="attached")
         opened.append(tab)
         return tab
@@ -186,6 +238,17 @@ def test_the_table_sorts_by_a_heading_and_by_keyboard(open_page):
     rising = [float(text) for text in tab.locator(column).all_text_contents()]
     assert falling == sorted(falling, reverse=True) and rising == sorted(falling)
     assert len(rising) == 4
+
+
+def test_the_table_has_the_means_over_seeds(open_page, page_of_seeds):
+    tab = open_page(page_of_seeds)
+    names = tab.locator("#score-table tbody td:first-child").all_text_contents()
+    assert [name for name in names if "seeds" in name] == [
+        "a, mean of 2 seeds", "a, mean of 2 seeds", "b, mean of 2 seeds",
+        "b, mean of 2 seeds",
+    ]  # fmt: skip
+    assert len(names) == 4 + 8
+    assert tab.locator("#finding").text_content().endswith("over 2 seeds")
 
 
 def test_samples_sort_by_change_and_can_be_searched(open_page):

@@ -335,6 +335,8 @@ ARGUMENTS = [
     ("compare", ["control"], "the following arguments are required: SYSTEM"),
     ("compare", ["control", ","], "must name a system, but is `,`"),
     ("compare", ["a", "b", "--beam", "0"], "must be 1 or more, but is 0"),
+    ("compare", ["a", "b", "--reference", "r", "--beam", "5"],
+     "--beam is an option for run folders, but with --reference"),
     ("compare", ["a", "b", "--lenpen", "inf"], "must be a finite number, but is inf"),
     ("compare", ["a", "b", "--sentences", "-1"], "must be 0 or more, but is -1"),
     ("train", [], "the following arguments are required: CONFIG.yaml"),

@@ -3,39 +3,31 @@ from __future__ import annotations
 
 from typing import Sequence
 
-from sacrebleu.metrics import BLEU
+from fairseq_plugins.evaluation.bleu_counts import BleuCounts
+from fairseq_plugins.evaluation.found import Hypothesis, Reference
 
-from fairseq_plugins.evaluation.generate_output import Hypothesis, Reference
-
-__all__ = ["oracle_hypotheses", "search_errors"]
+__all__ = ["oracle_bleu", "search_errors"]
 
 # Scores of one sentence in two batches differ by rounding.
 _TOLERANCE = 1e-4
 
 
-def oracle_hypotheses(
-    nbest: Sequence[Sequence[str]], references: Sequence[str]
-) -> list[str]:
-    """Return of each sentence's hypotheses the one of greatest sentence BLEU.
+def oracle_bleu(nbest: Sequence[Sequence[str]], references: Sequence[str]) -> float:
+    """Return BLEU of each sentence's hypothesis that has the greatest sentence BLEU.
 
-    The first wins a tie. Corpus BLEU of the result is what a perfect reranker of the
-    beam could reach (about: sentence BLEU is not what corpus BLEU is made of).
+    The first wins a tie. It is what a perfect reranker of the beam could reach (about:
+    sentence BLEU is not what corpus BLEU is made of).
 
     Args:
         nbest: plain text, best first by the model.
         references: one per sentence.
     """
-    bleu = BLEU(effective_order=True, force=True)
-
-    def best(hypotheses: Sequence[str], reference: str) -> str:
-        distinct = list(dict.fromkeys(hypotheses))
-        if len(distinct) == 1:
-            return distinct[0]
-        return max(
-            distinct, key=lambda text: bleu.sentence_score(text, [reference]).score
-        )
-
-    return [best(*pair) for pair in zip(nbest, references)]
+    counting = BleuCounts(references)
+    best = []
+    for number, hypotheses in enumerate(nbest):
+        counts = [counting.of(text, number) for text in dict.fromkeys(hypotheses)]
+        best.append(max(counts, key=counting.sentence_score))
+    return float(counting.corpus_score(best).score)
 
 
 def search_errors(

@@ -94,7 +94,7 @@ def compared(
         UserError: the texts are not comparable.
     """
     test = pooled_test(baseline, system)
-    bootstrap = pooled_test(baseline, system, method="bootstrap")
+    bootstrap = pooled_test(baseline, system, method="bootstrap", known=test)
     row: dict[str, Any] = {}
     for name in ("bleu", "chrf"):
         difference = getattr(test, name)

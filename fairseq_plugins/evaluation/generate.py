@@ -1,38 +1,40 @@
-"""Translate a binarised subset, or score its references, by ``fairseq-generate``."""
+"""Translate binarised subsets, and score their references, by fairseq's own search."""
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
+from types import TracebackType
+from typing import Any, Callable, Mapping
 
 import fairseq_plugins
-from fairseq_plugins.evaluation.generate_output import (
-    Hypothesis,
-    Reference,
-    hypotheses_of,
-    references_of,
-)
+from fairseq_plugins.evaluation.found import Hypothesis, Reference, in_order
+from fairseq_plugins.evaluation.search_part import SearchPart
 from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.process import Outcome, run_logged
+from fairseq_plugins.pipeline.process import Outcome
+from fairseq_plugins.pipeline.worker import Worker
 
-__all__ = ["Subset", "Translations", "score_references", "translate"]
+__all__ = ["Subset", "Translations", "Translator"]
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_REPORTS = 5.0
+_KILLED = 137
 
-_SUMMARY = re.compile(
-    r"Translated [\d,]+ sentences \(([\d,]+) tokens\) in ([\d.]+)s "
-    r"\(.*?, ([\d.]+) tokens/s\)"
-)
+# It must find this very package, wherever it is started.
+_WORKER = """\
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+from fairseq_plugins.evaluation.search_worker import main
+main()
+"""
 _TOO_LONG = re.compile(
     r"Size of sample #(\d+) is invalid \(=(.+?)\) since max_positions=(.+?), skip"
 )
-_OF_A_HYPOTHESIS = ("H-", "D-", "P-")
 
 
 @dataclass(frozen=True)
@@ -40,163 +42,191 @@ class Subset:
     """What is to be translated.
 
     Attributes:
-        data: binarised folder.
-        languages: source and target.
         name: fairseq's, such as ``test``.
         sentences: how many its raw text has.
     """
 
-    data: Path
-    languages: tuple[str, str]
     name: str
     sentences: int
 
 
 @dataclass(frozen=True)
 class Translations:
-    """What ``fairseq-generate`` gave.
+    """What a search found.
 
     Attributes:
         nbest: for each sentence in corpus order all hypotheses of the beam that ended,
             best first.
         tokens: length of the best hypotheses with their end marks.
         seconds: time of the search alone, without loading the model.
-        tokens_per_second: speed of the search.
     """
 
     nbest: list[list[Hypothesis]]
     tokens: int
     seconds: float
-    tokens_per_second: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return round(self.tokens / self.seconds, 2) if self.seconds else 0.0
 
 
-def translate(
-    checkpoint: Path,
-    subset: Subset,
-    *,
-    beam: int,
-    lenpen: float,
-    max_tokens: int,
-    log: Path,
-) -> Translations:
-    """Translate every sentence of a subset, none of them skipped.
+class Translator:
+    """A checkpoint on a corpus; a context manager.
+
+    One process loads them, once, at the first search or scoring of references.
 
     Args:
         checkpoint: a model trained by fairseq.
-        subset: the sentences.
-        beam: hypotheses kept at each step, 1 is greedy search.
-        lenpen: exponent of the length that scores are divided by.
+        data: binarised folder.
+        languages: source and target.
         max_tokens: size of a batch, in tokens.
-        log: receives fairseq's output, of hypotheses only each sentence's best.
-
-    Raises:
-        UserError: fairseq fails, or does not give hypotheses for every sentence.
     """
-    options = ["--beam", str(beam), "--nbest", str(beam), f"--lenpen={lenpen}"]
-    title = f"{subset.name}, beam {beam}"
-    watch = _Watch(title, subset.sentences, kinds=("H-",))
-    _generate(checkpoint, subset, options, max_tokens, watch=watch, log=log)
-    if watch.summary is None:
-        raise UserError(f"fairseq-generate did not say that it ended; see {log}.")
-    tokens, seconds, speed = watch.summary.groups()
-    return Translations(
-        nbest=hypotheses_of(
-            watch.lines, subset=subset.name, sentences=subset.sentences
-        ),
-        tokens=int(tokens.replace(",", "")),
-        seconds=float(seconds),
-        tokens_per_second=float(speed),
-    )
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        data: Path,
+        languages: tuple[str, str],
+        *,
+        max_tokens: int,
+    ) -> None:
+        source, target = languages
+        setup = {
+            "data": str(data),
+            "source_lang": source,
+            "target_lang": target,
+            "path": str(checkpoint),
+            "max_tokens": str(max_tokens),
+        }
+        root = Path(fairseq_plugins.__file__).resolve().parents[1]
+        command = [sys.executable, "-c", _WORKER, str(root), json.dumps(setup)]
+        self._worker = Worker(command)
+
+    def __enter__(self) -> Translator:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._worker.__exit__(kind, error, traceback)
+
+    def translate(
+        self, subset: Subset, *, beam: int, lenpen: float, log: Path, part: SearchPart
+    ) -> Translations:
+        """Translate every sentence of a subset, none of them skipped.
+
+        Args:
+            subset: the sentences.
+            beam: hypotheses kept at each step, 1 is greedy search.
+            lenpen: exponent of the length that scores are divided by.
+            log: receives what fairseq prints.
+            part: what was found before an interruption; it gets what is found now, as
+                soon as it is. That of a finished search needs no process.
+
+        Raises:
+            UserError: fairseq fails, or does not give hypotheses for every sentence.
+        """
+        title = f"{subset.name}, beam {beam}"
+        batches = part.read()
+        known = sum(len(batch["sentences"]) for batch in batches)
+        if known < subset.sentences:
+            request = {
+                "beam": beam,
+                "lenpen": lenpen,
+                "done": [batch["sentences"][0][0] for batch in batches],
+            }
+
+            def keep(batch: Any) -> None:
+                part.add(batch)
+                batches.append(batch)
+
+            progress = _Progress(title, subset.sentences, known)
+            self._ask(subset, request, log, progress, keep)
+        return Translations(
+            nbest=in_order(
+                (
+                    (number, [Hypothesis(*each) for each in ranked])
+                    for batch in batches
+                    for number, ranked in batch["sentences"]
+                ),
+                subset=subset.name,
+                sentences=subset.sentences,
+            ),
+            tokens=sum(batch["tokens"] for batch in batches),
+            seconds=round(sum(batch["seconds"] for batch in batches), 3),
+        )
+
+    def score_references(self, subset: Subset, *, log: Path) -> list[Reference]:
+        """Return the model's log-probability of every reference, by teacher forcing.
+
+        Raises:
+            UserError: as :meth:`translate`.
+        """
+        found: list[tuple[int, Reference]] = []
+
+        def keep(batch: Any) -> None:
+            found.extend((n, Reference(*scored)) for n, scored in batch["sentences"])
+
+        progress = _Progress(f"{subset.name}, references", subset.sentences)
+        self._ask(subset, {"done": []}, log, progress, keep)
+        return in_order(found, subset=subset.name, sentences=subset.sentences)
+
+    def _ask(
+        self,
+        subset: Subset,
+        request: Mapping[str, Any],
+        log: Path,
+        progress: _Progress,
+        keep: Callable[[Any], None],
+    ) -> None:
+        def on_batch(batch: Any) -> None:
+            keep(batch)
+            progress.add(len(batch["sentences"]))
+
+        outcome = self._worker.ask(
+            {"subset": subset.name, **request}, log=log, on_record=on_batch
+        )
+        if outcome is not None:
+            raise UserError(_why_failed(outcome, subset.name, log))
 
 
-def score_references(
-    checkpoint: Path, subset: Subset, *, max_tokens: int, log: Path
-) -> list[Reference]:
-    """Return the model's log-probability of every reference, by teacher forcing.
+class _Progress:
+    """Report progress every few seconds."""
 
-    Raises:
-        UserError: as :func:`translate`.
-    """
-    title = f"{subset.name}, references"
-    watch = _Watch(title, subset.sentences, kinds=("H-", "P-"))
-    options = ["--score-reference"]
-    _generate(checkpoint, subset, options, max_tokens, watch=watch, log=log)
-    return references_of(watch.lines, subset=subset.name, sentences=subset.sentences)
-
-
-def _generate(
-    checkpoint: Path,
-    subset: Subset,
-    options: Sequence[str],
-    max_tokens: int,
-    *,
-    watch: _Watch,
-    log: Path,
-) -> None:
-    source, target = subset.languages
-    command = [
-        sys.executable, "-m", "fairseq_cli.generate", str(subset.data),
-        "--user-dir", str(Path(fairseq_plugins.__file__).parent),
-        "--source-lang", source, "--target-lang", target,
-        "--path", str(checkpoint), "--gen-subset", subset.name, *options,
-        "--max-tokens", str(max_tokens), "--log-format", "none",
-    ]  # fmt: skip
-    outcome = run_logged(command, log=log, on_line=watch, is_logged=_OnlyTheBest())
-    if outcome.status:
-        raise UserError(_why_failed(outcome, subset.name, log))
-
-
-class _Watch:
-    """Collect the lines that matter and report progress every few seconds."""
-
-    def __init__(self, title: str, sentences: int, *, kinds: tuple[str, ...]) -> None:
-        self.lines: list[str] = []
-        self.summary: re.Match[str] | None = None
-        self._kinds = kinds
-        self._title = title
-        self._sentences = sentences
-        self._done = 0
+    def __init__(self, title: str, sentences: int, done: int = 0) -> None:
+        self._title, self._total, self._done = title, f"{sentences:,}", done
         self._next_report = time.monotonic() + _SECONDS_BETWEEN_REPORTS
-        logger.info("%s: %s sentences", title, f"{sentences:,}")
+        before = f", {done:,} of them done before" if done else ""
+        logger.info("%s: %s sentences%s", title, self._total, before)
 
-    def __call__(self, line: str) -> None:
-        if line.startswith(self._kinds):
-            self.lines.append(line)
-        elif line.startswith("S-"):
-            self._done += 1
-        else:
-            self.summary = _SUMMARY.search(line) or self.summary
+    def add(self, sentences: int) -> None:
+        self._done += sentences
         if time.monotonic() >= self._next_report:
-            done, total = f"{self._done:,}", f"{self._sentences:,}"
-            logger.info("%s: %s of %s done", self._title, done, total)
+            done = f"{self._done:,}"
+            logger.info("%s: %s of %s done", self._title, done, self._total)
             self._next_report = time.monotonic() + _SECONDS_BETWEEN_REPORTS
 
 
-class _OnlyTheBest:
-    """Tell which lines go to the log: of 50 hypotheses it would only get long."""
-
-    def __init__(self) -> None:
-        self._seen: set[str] = set()
-
-    def __call__(self, line: str) -> bool:
-        if not line.startswith(_OF_A_HYPOTHESIS):
-            return True
-        name = line.partition("\t")[0]
-        is_first = name not in self._seen
-        self._seen.add(name)
-        return is_first
-
-
 def _why_failed(outcome: Outcome, subset: str, log: Path) -> str:
-    match = _TOO_LONG.search("\n".join(outcome.last_lines))
+    end = "\n".join(outcome.last_lines)
+    match = _TOO_LONG.search(end)
     if match:
         return (
             f"sentence {int(match[1]) + 1:,} of `{subset}` must fit the model, but it "
             f"and its reference have {match[2]} tokens and the model takes {match[3]}. "
             "Train with greater `max_source_positions` and `max_target_positions`."
         )
-    end = "\n".join(outcome.last_lines)
+    killed = (
+        " It was killed, perhaps for want of memory: a smaller `--max-tokens` needs "
+        "less."
+        if outcome.status == _KILLED
+        else ""
+    )
     return (
-        f"fairseq-generate ended with status {outcome.status}. All of its output is in "
-        f"{log}; its last lines:\n{end}"
+        f"the process of fairseq ended with status {outcome.status}.{killed} What it "
+        f"had found is kept, and the same command goes on from there. All of its "
+        f"output is in {log}; its last lines:\n{end}"
     )

@@ -13,7 +13,7 @@ from fairseq_plugins.pipeline.files import read_json, read_lines
 from fairseq_plugins.pipeline.manifest import PreparedCorpus
 from fairseq_plugins.pipeline.run_folder import RunFolder
 
-__all__ = ["compare_runs"]
+__all__ = ["check_runs", "compare_runs"]
 
 
 def compare_runs(
@@ -40,7 +40,7 @@ def compare_runs(
             a system has another number of trainings.
     """
     for runs in (control, *systems):
-        _check_trainings(runs, control)
+        check_runs(runs, control)
     lengths = {run: _length(run) for runs in (control, *systems) for run in runs}
     # For each beam the control's texts.
     known: dict[int, Trainings] = {}
@@ -65,7 +65,12 @@ def compare_runs(
     return rows
 
 
-def _check_trainings(runs: Sequence[Path], control: Sequence[Path]) -> None:
+def check_runs(runs: Sequence[Path], control: Sequence[Path]) -> None:
+    """Refuse runs of a system that are no match for the control's.
+
+    Raises:
+        UserError: they are more or fewer, or one of them is given twice.
+    """
     if len(runs) != len(control):
         raise UserError(
             f"every system must have as many runs as the control, {len(control)}, but "

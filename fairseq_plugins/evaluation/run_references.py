@@ -5,8 +5,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from fairseq_plugins.evaluation.generate import Subset, score_references
-from fairseq_plugins.evaluation.generate_output import Reference
+from fairseq_plugins.evaluation.found import Reference
+from fairseq_plugins.evaluation.generate import Subset, Translator
 from fairseq_plugins.evaluation.run_checkpoint import Checkpoint
 from fairseq_plugins.pipeline.files import read_json, write_json
 
@@ -16,11 +16,11 @@ logger = logging.getLogger(__name__)
 
 
 def scored_references(
+    translator: Translator,
     checkpoint: Checkpoint,
     subset: Subset,
     *,
     data_sha256: str,
-    max_tokens: int,
     folder: Path,
 ) -> list[Reference]:
     """Return one for each sentence of a subset, from ``folder`` if they are there.
@@ -28,23 +28,21 @@ def scored_references(
     They depend on neither beam nor lenpen, so that one pass serves all evaluations.
 
     Args:
+        translator: has the model loaded, or loads it if it is needed.
         checkpoint: the model.
         subset: binarised sentences with their references.
         data_sha256: digest of the binarised data.
-        max_tokens: size of a batch.
         folder: ``RUN/eval``.
 
     Raises:
-        UserError: fairseq-generate fails.
+        UserError: fairseq fails.
     """
     name = f"{subset.name}.{Path(checkpoint.name).stem}.references"
     path = folder / f"{name}.json"
     identity = {"checkpoint_sha256": checkpoint.sha256, "data_sha256": data_sha256}
     known: dict[str, Any] = read_json(path) if path.is_file() else {}
     if not identity.items() <= known.items():
-        found = score_references(
-            checkpoint.path, subset, max_tokens=max_tokens, log=folder / f"{name}.log"
-        )
+        found = translator.score_references(subset, log=folder / f"{name}.log")
         rows = [[item.log_prob, item.tokens] for item in found]
         known = {**identity, "references": rows}
         write_json(path, known)

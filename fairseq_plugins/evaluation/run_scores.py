@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Sequence
 
-from fairseq_plugins.evaluation.beam_quality import oracle_hypotheses, search_errors
+from fairseq_plugins.evaluation.beam_quality import oracle_bleu, search_errors
 from fairseq_plugins.evaluation.comet import Comet, comet_score
 from fairseq_plugins.evaluation.comparable import MAX_EMPTY, check_comparable
-from fairseq_plugins.evaluation.generate import Subset, translate
-from fairseq_plugins.evaluation.generate_output import Hypothesis, Reference
-from fairseq_plugins.evaluation.run_checkpoint import choose_checkpoint
+from fairseq_plugins.evaluation.found import Hypothesis, Reference
+from fairseq_plugins.evaluation.generate import Subset, Translator
+from fairseq_plugins.evaluation.run_checkpoint import Checkpoint, choose_checkpoint
 from fairseq_plugins.evaluation.run_references import scored_references
 from fairseq_plugins.evaluation.run_test_set import (
     RunTestSet,
@@ -19,7 +19,8 @@ from fairseq_plugins.evaluation.run_test_set import (
     published_name,
 )
 from fairseq_plugins.evaluation.score_store import Row, ScoreStore, stem
-from fairseq_plugins.evaluation.scoring import corpus_bleu, score
+from fairseq_plugins.evaluation.scoring import score
+from fairseq_plugins.evaluation.search_part import SearchPart
 from fairseq_plugins.evaluation.tokenised import scores_of_older_papers
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.manifest import PreparedCorpus
@@ -52,20 +53,22 @@ def evaluate_run(
     run: Path,
     *,
     beams: Sequence[int] = (1, 5),
-    subset: str = "test",
+    subset: str | Sequence[str] = "test",
     checkpoint: str | Sequence[str] = "best",
     lenpen: float = 1.0,
     max_tokens: int = 4000,
     scoring: Scoring = Scoring(),
 ) -> list[Row]:
-    """Translate and score a subset by each beam; what is known is not done again.
+    """Translate and score subsets by each beam; what is known is not done again.
+
+    One process of fairseq does all of it. What it has found is kept when it is killed.
 
     Args:
         run: folder written by ``scripts/train.py``.
         beams: beam sizes.
         subset: one of the corpus that the run was trained on, by fairseq's name
             (``test``), by its title (``test_2016_flickr``), or a part of one
-            (``newstest2014/2737``).
+            (``newstest2014/2737``); or several of these.
         checkpoint: ``best``, ``last``, or a path to a checkpoint; several of these for
             their average.
         lenpen: exponent of the length that scores are divided by.
@@ -73,7 +76,7 @@ def evaluate_run(
         scoring: what to score and what to refuse.
 
     Returns:
-        one row per beam, as it stands in ``scores.json``.
+        one row per subset and beam, as it stands in ``scores.json``.
 
     Raises:
         UserError: run, subset or checkpoint are not there, or do not fit each other; a
@@ -89,28 +92,40 @@ def evaluate_run(
     if config.get("data_sha256") != digest_of_data(data, ("train", "valid")):
         raise UserError(f"`{data}` has changed since `{run}` was trained on it.")
     corpus = PreparedCorpus.load(data)
-    test_set = find_test_set(corpus, subset)
-    evaluation = _Evaluation(folder, corpus, data, checkpoint, max_tokens, scoring)
-    return [evaluation.row(test_set, beam=beam, lenpen=lenpen) for beam in beams]
+    names = [subset] if isinstance(subset, str) else subset
+    test_sets = [find_test_set(corpus, name) for name in dict.fromkeys(names)]
+    chosen = choose_checkpoint(folder, checkpoint)
+    languages = (corpus.source_lang, corpus.target_lang)
+    with Translator(
+        chosen.path, corpus.bin_dir, languages, max_tokens=max_tokens
+    ) as translator:
+        evaluation = _Evaluation(
+            corpus,
+            data,
+            chosen,
+            translator,
+            ScoreStore(folder.path / "eval"),
+            max_tokens,
+            scoring,
+        )
+        return [
+            evaluation.row(test_set, beam=beam, lenpen=lenpen)
+            for test_set in test_sets
+            for beam in beams
+        ]
 
 
+@dataclass(frozen=True)
 class _Evaluation:
     """One checkpoint on one corpus."""
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        corpus: PreparedCorpus,
-        data: Path,
-        checkpoint: str | Sequence[str],
-        max_tokens: int,
-        scoring: Scoring,
-    ) -> None:
-        self.corpus, self.data = corpus, data
-        self.checkpoint = choose_checkpoint(folder, checkpoint)
-        self.max_tokens = max_tokens
-        self.scoring = scoring
-        self.store = ScoreStore(folder.path / "eval")
+    corpus: PreparedCorpus
+    data: Path
+    checkpoint: Checkpoint
+    translator: Translator
+    store: ScoreStore
+    max_tokens: int
+    scoring: Scoring
 
     def row(self, test_set: RunTestSet, *, beam: int, lenpen: float) -> Row:
         """Return the row of ``scores.json``, made or completed if need be."""
@@ -128,6 +143,7 @@ class _Evaluation:
             make = self._translate if test_set.numbers is None else self._cut
             row = make(test_set, identity)
             self.store.add(row)
+            self._part(identity).remove()
         else:
             logger.info("%s, beam %d: known already", test_set.subset, beam)
         return row
@@ -151,15 +167,12 @@ class _Evaluation:
             check_comparable(
                 references, references, max_empty=self.scoring.max_empty
             )
-        subset = self._binarised(test_set, len(references))
-        name = stem(identity)
-        found = translate(
-            self.checkpoint.path,
-            subset,
+        found = self.translator.translate(
+            Subset(test_set.subset, len(references)),
             beam=identity["beam"],
             lenpen=identity["lenpen"],
-            max_tokens=self.max_tokens,
-            log=self.store.folder / f"{name}.log",
+            log=self.store.folder / f"{stem(identity)}.log",
+            part=self._part(identity),
         )
         texts = self._decode(found.nbest)
         speed = {
@@ -198,7 +211,6 @@ class _Evaluation:
         references = test_set.references
         hypotheses = [best for best, *_ in texts]
         scores = asdict(self._score(test_set, hypotheses, references))
-        oracle = corpus_bleu(oracle_hypotheses(texts, references), references)
         errors = search_errors(
             [best for best, *_ in nbest],
             test_set.pick(self._scored_references(test_set, identity)),
@@ -213,7 +225,7 @@ class _Evaluation:
             "test_set": published_name(test_set.title, references),
             "sentences": len(hypotheses),
             **speed,
-            "oracle_bleu": oracle,
+            "oracle_bleu": oracle_bleu(texts, references),
             "search_errors": sum(errors) / len(errors),
             **self.store.write_nbest(name, texts, nbest),
             **self.store.write_hypotheses(name, hypotheses),
@@ -247,18 +259,18 @@ class _Evaluation:
             force=self.scoring.force,
         )
 
-    def _binarised(self, test_set: RunTestSet, sentences: int) -> Subset:
-        languages = (self.corpus.source_lang, self.corpus.target_lang)
-        return Subset(self.corpus.bin_dir, languages, test_set.subset, sentences)
+    def _part(self, identity: Row) -> SearchPart:
+        path = self.store.folder / f".{stem(identity)}.search.partial"
+        return SearchPart(path, {**identity, "max_tokens": self.max_tokens})
 
     def _scored_references(
         self, test_set: RunTestSet, identity: Row
     ) -> list[Reference]:
         return scored_references(
+            self.translator,
             self.checkpoint,
-            self._binarised(test_set, test_set.text.pairs),
+            Subset(test_set.subset, test_set.text.pairs),
             data_sha256=identity["data_sha256"],
-            max_tokens=self.max_tokens,
             folder=self.store.folder,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Sequence
 
-from fairseq_plugins.evaluation.generate_output import Hypothesis
+from fairseq_plugins.evaluation.found import Hypothesis
 from fairseq_plugins.pipeline.files import (
     read_json,
     read_lines,

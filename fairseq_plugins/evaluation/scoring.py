@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Sequence
 
-from sacrebleu.metrics import BLEU, CHRF, TER
+from sacrebleu.metrics import CHRF, TER
 
+from fairseq_plugins.evaluation.bleu_counts import BleuCounts, Counts
 from fairseq_plugins.evaluation.comparable import MAX_EMPTY, check_comparable
 
 __all__ = ["Scores", "bleu", "bleu_by_length", "corpus_bleu", "repetition", "score"]
@@ -78,12 +79,14 @@ def score(
     if not force or len(hypotheses) != len(references) or not references:
         check_comparable(hypotheses, references, sources=sources, max_empty=max_empty)
     chrf, ter = CHRF(), TER()
-    bleu_score, bleu_signature = bleu(hypotheses, references)
+    counting = BleuCounts(references)
+    counts = counting.of_all(hypotheses)
+    bleu_score = counting.corpus_score(counts)
     chrf_score = chrf.corpus_score(hypotheses, [references])
     ter_score = ter.corpus_score(hypotheses, [references])
     return Scores(
         bleu=bleu_score.score,
-        bleu_signature=bleu_signature,
+        bleu_signature=counting.signature,
         precisions=bleu_score.precisions,
         brevity_penalty=bleu_score.bp,
         hypothesis_tokens=bleu_score.sys_len,
@@ -96,15 +99,15 @@ def score(
         repetition=repetition(hypotheses),
         reference_repetition=repetition(references),
         empty=sum(1 for line in hypotheses if not line.strip()),
-        bleu_by_length=bleu_by_length(hypotheses, references),
+        bleu_by_length=_by_length(references, counting, counts),
     )
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[Any, str]:
     """Return sacrebleu's score object of BLEU alone, and its signature; no checks."""
-    # `check_comparable` decides whether text is tokenised; sacrebleu would only warn.
-    metric = BLEU(force=True)
-    return metric.corpus_score(hypotheses, [references]), str(metric.get_signature())
+    counting = BleuCounts(references)
+    score = counting.corpus_score(counting.of_all(hypotheses))
+    return score, counting.signature
 
 
 def corpus_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
@@ -122,20 +125,25 @@ def bleu_by_length(
         ``to_words`` (``None``: no limit) of the reference, split at spaces;
         ``sentences``; and ``bleu``. Every sentence is in one bucket.
     """
-    buckets: dict[int, tuple[list[str], list[str]]] = {}
-    for hypothesis, reference in zip(hypotheses, references):
+    counting = BleuCounts(references)
+    return _by_length(references, counting, counting.of_all(hypotheses))
+
+
+def _by_length(
+    references: Sequence[str], counting: BleuCounts, counts: Sequence[Counts]
+) -> list[dict[str, Any]]:
+    buckets: dict[int, list[Counts]] = {}
+    for of_sentence, reference in zip(counts, references):
         words = len(reference.split())
         place = sum(1 for longest in _LENGTHS if words > longest)
-        ours, theirs = buckets.setdefault(place, ([], []))
-        ours.append(hypothesis)
-        theirs.append(reference)
+        buckets.setdefault(place, []).append(of_sentence)
     starts, ends = (0, *(longest + 1 for longest in _LENGTHS)), (*_LENGTHS, None)
     return [
         {
             "from_words": starts[place],
             "to_words": ends[place],
-            "sentences": len(buckets[place][0]),
-            "bleu": corpus_bleu(*buckets[place]),
+            "sentences": len(buckets[place]),
+            "bleu": float(counting.corpus_score(buckets[place]).score),
         }
         for place in sorted(buckets)
     ]

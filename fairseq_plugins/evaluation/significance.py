@@ -68,6 +68,7 @@ def pooled_test(
     *,
     method: str = "randomization",
     samples: int | None = None,
+    known: Comparison | None = None,
 ) -> Comparison:
     """Test the difference between two systems on the same sentences.
 
@@ -83,6 +84,8 @@ def pooled_test(
             ``bootstrap`` (Koehn, 2004).
         samples: sacrebleu's own number (10,000 or 1,000) if not given. The seed is
             sacrebleu's too: 12345, or the environment variable ``SACREBLEU_SEED``.
+        known: the other test of these systems. Intervals are the same for both, and are
+            taken from it.
 
     Raises:
         UserError: an option is wrong, or the texts are not comparable.
@@ -105,11 +108,13 @@ def pooled_test(
         n_samples=samples or 0,
     )
     signatures, results = test()
+    if known is None:
+        intervals = [_interval(each, baseline, system) for each in metrics.values()]
+    else:
+        intervals = [known.bleu.interval, known.chrf.interval]
     bleu, chrf = (
-        _difference(
-            results[name], str(signature), _interval(metric, baseline, system)
-        )
-        for (name, signature), metric in zip(signatures.items(), metrics.values())
+        _difference(results[name], str(signature), interval)
+        for (name, signature), interval in zip(signatures.items(), intervals)
     )
     return Comparison(method=method, samples=test.n_samples, bleu=bleu, chrf=chrf)
 

@@ -12,11 +12,21 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Callable, Iterator, Sequence, TextIO
+from typing import Callable, Iterable, Iterator, Sequence, TextIO
 
-__all__ = ["Outcome", "die_with_parent", "run_logged"]
+__all__ = [
+    "LAST_LINES",
+    "Outcome",
+    "die_with_parent",
+    "end_by",
+    "kill",
+    "output_of",
+    "pass_signals_on",
+    "run_logged",
+    "start",
+]
 
-_LAST_LINES = 12
+LAST_LINES = 12  # of a command's output, for a message
 _LINUX_PR_SET_PDEATHSIG = 1
 
 
@@ -31,6 +41,12 @@ class Outcome:
 
     status: int
     last_lines: list[str]
+
+    @classmethod
+    def of(cls, returncode: int, last_lines: Iterable[str]) -> Outcome:
+        """Make it of what :class:`subprocess.Popen` says."""
+        status = returncode if returncode >= 0 else 128 - returncode
+        return cls(status, list(last_lines))
 
 
 def run_logged(
@@ -59,10 +75,10 @@ def run_logged(
         SystemExit: the command was ended by SIGTERM.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    last_lines: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
+    last_lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
     with open(log, "a" if append else "w", encoding="utf-8", newline="\n") as stream:
-        process = _start(command)
-        with _pass_signals_on(process) as received, _ended(process) as output:
+        process = start(command)
+        with pass_signals_on(process) as received, _ended(process) as output:
             for line in output:
                 if is_logged(line):
                     stream.write(line)
@@ -70,17 +86,29 @@ def run_logged(
                 last_lines.append(line.rstrip("\n"))
                 on_line(line)
             status = process.wait()
+    end_by(received)
+    return Outcome.of(status, last_lines)
+
+
+def end_by(received: Sequence[int]) -> None:
+    """End as these signals would have ended this process.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: there was one.
+    """
     if signal.SIGINT in received:
         raise KeyboardInterrupt
     if signal.SIGTERM in received:
         raise SystemExit(128 + signal.SIGTERM)
-    return Outcome(status if status >= 0 else 128 - status, list(last_lines))
 
 
-def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
+def start(
+    command: Sequence[str], *, stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
+    """Start a command in a group of its own that does not outlive this process."""
     return subprocess.Popen(
         command,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
@@ -100,21 +128,31 @@ def die_with_parent() -> None:
 @contextlib.contextmanager
 def _ended(process: subprocess.Popen[bytes]) -> Iterator[TextIO]:
     """Yield the output; if reading it fails, leave no process behind."""
-    assert process.stdout is not None
     try:
-        # Only a line feed ends a line: text may hold other separators.
-        with io.TextIOWrapper(
-            process.stdout, encoding="utf-8", errors="replace", newline="\n"
-        ) as output:
+        with output_of(process) as output:
             yield output
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        kill(process)
+
+
+def output_of(process: subprocess.Popen[bytes]) -> TextIO:
+    """Return output and errors as text."""
+    assert process.stdout is not None
+    # Only a line feed ends a line: text may hold other separators.
+    return io.TextIOWrapper(
+        process.stdout, encoding="utf-8", errors="replace", newline="\n"
+    )
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process of :func:`start` and all that it started, if it is still there."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @contextlib.contextmanager
-def _pass_signals_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+def pass_signals_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
     """Send SIGINT and SIGTERM to the process' group; a second one kills it."""
     received: list[int] = []
 

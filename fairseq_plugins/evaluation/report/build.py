@@ -18,12 +18,12 @@ from fairseq_plugins.evaluation.report.runs import (
     load_runs,
     references_of,
     shared_test_sets,
-    short_names,
 )
 from fairseq_plugins.evaluation.report.samples import (
     ScoredSentences,
     chosen_sentences,
 )
+from fairseq_plugins.evaluation.report.pooled import System, pooled_rows
 from fairseq_plugins.evaluation.report.scores import (
     KnownTests,
     bleu_by_length,
@@ -31,6 +31,8 @@ from fairseq_plugins.evaluation.report.scores import (
     length_buckets,
     score_rows,
 )
+from fairseq_plugins.evaluation.run_comparison import check_runs
+from fairseq_plugins.evaluation.run_names import short_names, system_names
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import write_atomically
 from fairseq_plugins.pipeline.run_folder import RunFolder
@@ -66,20 +68,26 @@ class ReportOptions:
 
 
 def write_report(
-    runs: Sequence[Path],
+    systems: Sequence[Sequence[Path]],
     out: Path,
     *,
     command: Sequence[str] = (),
     options: ReportOptions = ReportOptions(),
 ) -> Path:
-    """Write one self-contained page about evaluated runs, the control first.
+    """Write one self-contained page about evaluated runs.
+
+    Args:
+        systems: for each the runs of its seeds, or its one run; the control first.
+        out: the page.
+        command: what was typed, for the page.
+        options: what it shows.
 
     Raises:
         UserError: a run is missing or not evaluated, or they cannot be compared.
     """
     if out.is_dir():
         raise UserError(f"`{out}` must be a file such as report.html, but is a folder.")
-    data = collect(runs, command=command, options=options)
+    data = collect(systems, command=command, options=options)
     with write_atomically(out) as stream:
         stream.write(render_page(data, title=data["title"]))
     logger.info("%s: %.1f MB", out, out.stat().st_size / 1e6)
@@ -87,29 +95,34 @@ def write_report(
 
 
 def collect(
-    paths: Sequence[Path],
+    systems: Sequence[Sequence[Path]],
     *,
     command: Sequence[str] = (),
     options: ReportOptions = ReportOptions(),
 ) -> dict[str, Any]:
     """Return all that the page shows, ready for JSON; arguments as above."""
-    runs = load_runs(paths, checkpoint=options.checkpoint, lenpen=options.lenpen)
+    pooled = _load(systems, options)
+    runs = [run for system in pooled for run in system.runs]
     subsets = shared_test_sets(runs)
     shown = _shown_subset(runs, subsets, options.subset)
     beam = headline_beam(runs, shown)
     known = KnownTests()
-    tests = [_test_set(runs, subset, known) for subset in subsets]
+    tests = [_test_set(runs, pooled, subset, known) for subset in subsets]
     sentences = ScoredSentences.read(runs, shown, beam)
     corpus = runs[0].corpus
     pair = f"{corpus.source_lang}–{corpus.target_lang}"
     return {
-        "title": options.title or f"{corpus.recipe}: {len(runs)} systems compared",
+        "title": options.title or f"{corpus.recipe}: {len(systems)} systems compared",
         "made": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "corpus": {"recipe": corpus.recipe, "pair": pair},
         "languages": [corpus.source_lang, corpus.target_lang],
         "runs": [
             {"label": label, **_run(run, shown)}
             for run, label in zip(runs, short_names([run.name for run in runs]))
+        ],
+        "systems": [
+            {"label": each.label, "seeds": len(each.runs), "first": n * len(each.runs)}
+            for n, each in enumerate(pooled)
         ],
         "tests": tests,
         "shown": subsets.index(shown),
@@ -118,6 +131,21 @@ def collect(
         "command": shlex.join(command),
         "versions": _versions(),
     }
+
+
+def _load(systems: Sequence[Sequence[Path]], options: ReportOptions) -> list[System]:
+    for paths in systems:
+        check_runs(paths, systems[0])
+    runs = load_runs(
+        [path for paths in systems for path in paths],
+        checkpoint=options.checkpoint,
+        lenpen=options.lenpen,
+    )
+    seeds = len(systems[0])
+    return [
+        System(label, runs[number * seeds : (number + 1) * seeds])
+        for number, label in enumerate(system_names(systems))
+    ]
 
 
 def _shown_subset(
@@ -152,12 +180,17 @@ def _run(run: ReportRun, subset: str) -> dict[str, Any]:
 
 
 def _test_set(
-    runs: Sequence[ReportRun], subset: str, known: KnownTests
+    runs: Sequence[ReportRun],
+    systems: Sequence[System],
+    subset: str,
+    known: KnownTests,
 ) -> dict[str, Any]:
     title = runs[0].corpus.subsets[subset].title
     references = references_of(runs[0], subset)
     logger.info("%s: scores of %d sentences", title, len(references))
-    rows = score_rows(runs, subset, references, known)
+    seeds = len(systems[0].runs)
+    rows = score_rows(runs, subset, references, known, seeds=seeds)
+    pooled = pooled_rows(systems, subset, references, known) if seeds > 1 else []
     beam = headline_beam(runs, subset)
     buckets = length_buckets(references)
     return {
@@ -166,10 +199,11 @@ def _test_set(
         "sentences": len(references),
         "beam": beam,
         "rows": rows,
+        "pooled": pooled,
         "signatures": sorted(
             {
                 row[key]
-                for row in rows
+                for row in [*rows, *pooled]
                 for key in ("bleu_signature", "chrf_signature", "signature")
                 if key in row
             }

@@ -1,14 +1,13 @@
 """What a run folder holds that a report shows."""
 from __future__ import annotations
 
-import os
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
 from fairseq_plugins.evaluation.run_checkpoint import checkpoint_path, file_name
+from fairseq_plugins.evaluation.run_names import distinct_names
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import read_json, read_lines, sha256_of
 from fairseq_plugins.pipeline.manifest import PreparedCorpus
@@ -21,7 +20,6 @@ __all__ = [
     "load_runs",
     "references_of",
     "shared_test_sets",
-    "short_names",
 ]
 
 Row = dict[str, Any]
@@ -101,7 +99,7 @@ def load_runs(
     for path, count in Counter(folders).items():
         if count > 1:
             raise UserError(f"`{path}` is given {count} times; give each run once.")
-    names = _names(folders)
+    names = distinct_names(folders)
     return [
         _load(path, name, checkpoint=checkpoint, lenpen=lenpen)
         for path, name in zip(folders, names)
@@ -142,21 +140,6 @@ def references_of(run: ReportRun, subset: str) -> list[str]:
             f"`{path}` has changed since `{run.path}` was evaluated: evaluate anew."
         )
     return read_lines(path)
-
-
-def short_names(names: Sequence[str]) -> list[str]:
-    """Return names without the words that all of them begin with.
-
-    Example:
-        ``de-en_lstm_control`` and ``de-en_lstm_soft`` are ``control`` and ``soft``.
-    """
-    words = [re.split(r"(?<=[_/.-])", name) for name in names]
-    shared = 0
-    if len(names) > 1:
-        fewest = min(map(len, words))
-        while shared < fewest - 1 and len({each[shared] for each in words}) == 1:
-            shared += 1
-    return ["".join(each[shared:]) for each in words]
 
 
 def _load(path: Path, name: str, *, checkpoint: str | None, lenpen: float) -> ReportRun:
@@ -240,15 +223,6 @@ def _check_same_references(runs: Sequence[ReportRun], subset: str) -> None:
                     f"`{run.path}` and `{first.path}` were scored on different texts "
                     f"that both call `{subset}`."
                 )
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    """Return the last parts of the paths, as many as make them different."""
-    for depth in range(1, max(len(path.parts) for path in folders) + 1):
-        names = [os.path.join(*path.parts[-depth:]) for path in folders]
-        if len(set(names)) == len(names):
-            return names
-    raise AssertionError("different paths must have different names")
 
 
 def _text(path: Path) -> str:

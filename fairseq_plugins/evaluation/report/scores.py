@@ -8,9 +8,10 @@ from typing import Any, Callable, Sequence
 
 from sacrebleu.metrics import BLEU
 
+from fairseq_plugins.evaluation.pooling import Trainings
 from fairseq_plugins.evaluation.report.runs import Evaluated, ReportRun, Row
 from fairseq_plugins.evaluation.scoring import corpus_bleu
-from fairseq_plugins.evaluation.significance import paired_test
+from fairseq_plugins.evaluation.significance import Comparison, pooled_test
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import read_json, write_json
 
@@ -20,6 +21,7 @@ __all__ = [
     "headline_beam",
     "length_buckets",
     "score_rows",
+    "shown_of",
 ]
 
 logger = logging.getLogger(__name__)
@@ -47,20 +49,26 @@ def headline_beam(runs: Sequence[ReportRun], subset: str) -> int:
 
 
 def score_rows(
-    runs: Sequence[ReportRun], subset: str, references: Sequence[str], known: KnownTests
+    runs: Sequence[ReportRun],
+    subset: str,
+    references: Sequence[str],
+    known: KnownTests,
+    *,
+    seeds: int = 1,
 ) -> list[dict[str, Any]]:
     """Return a row for each run and beam, the control's first.
 
     ``p_bleu`` and ``p_chrf`` are there for runs that are not the control, at beams that
-    the control has too: of a paired approximate randomisation test.
+    the control has too: of a paired approximate randomisation test. A system's runs,
+    which are ``seeds`` neighbours, are compared with the control's in their order.
     """
-    control = runs[0].scores[subset]
     rows = []
     for number, run in enumerate(runs):
+        control = runs[number % seeds].scores[subset]
         for beam, evaluated in run.scores[subset].items():
-            row = _shown(evaluated.row) | {"run": number, "beam": beam}
+            row = shown_of(evaluated.row) | {"run": number, "beam": beam}
             row["ci"] = known.interval(run, evaluated, references)
-            if number and beam in control:
+            if number >= seeds and beam in control:
                 row |= known.test(run, control[beam], evaluated, references)
                 row["change"] = row["bleu"] - control[beam].row["bleu"]
             rows.append(row)
@@ -98,7 +106,8 @@ def bleu_by_length(
     return scores
 
 
-def _shown(row: Row) -> dict[str, Any]:
+def shown_of(row: Row) -> dict[str, Any]:
+    """Return what the page shows of a row of ``scores.json``."""
     shown = {
         name: row.get(name)
         for name in (
@@ -129,15 +138,31 @@ class KnownTests:
         """Return ``p_bleu``, ``p_chrf`` and the test's ``signature``."""
 
         def compute() -> dict[str, Any]:
-            logger.info("%s, beam %d: significance", run.name, system.beam)
-            found = paired_test(control.hypotheses, system.hypotheses, references)
-            return {
-                "p_bleu": found.bleu.p_value,
-                "p_chrf": found.chrf.p_value,
-                "signature": found.bleu.signature,
-            }
+            return _p_values(_tested(run, [control], [system], references))
 
         key = f"test {_key(control)} {_key(system)} {system.row['reference_sha256']}"
+        result: dict[str, Any] = self._known(run, key, compute)
+        return result
+
+    def pooled(
+        self,
+        run: ReportRun,
+        control: Sequence[Evaluated],
+        system: Sequence[Evaluated],
+        references: Sequence[str],
+    ) -> dict[str, Any]:
+        """Return the same over seeds, and ``change`` with its ``change_interval``."""
+
+        def compute() -> dict[str, Any]:
+            found = _tested(run, control, system, references)
+            change = found.bleu.system - found.bleu.baseline
+            interval = list(found.bleu.interval)
+            return {
+                **_p_values(found), "change": change, "change_interval": interval
+            }  # fmt: skip
+
+        keys = " ".join(_key(each) for each in (*control, *system))
+        key = f"pooled test {keys} {system[0].row['reference_sha256']}"
         result: dict[str, Any] = self._known(run, key, compute)
         return result
 
@@ -169,6 +194,28 @@ class KnownTests:
             except PermissionError:  # someone else's run: computed anew each time
                 logger.info("`%s` cannot be written: going on without.", path)
         return known[key]
+
+
+def _tested(
+    run: ReportRun,
+    control: Sequence[Evaluated],
+    system: Sequence[Evaluated],
+    references: Sequence[str],
+) -> Comparison:
+    logger.info("%s, beam %d: significance", run.name, system[0].beam)
+    ours, theirs = (
+        Trainings([each.hypotheses for each in trainings], references)
+        for trainings in (control, system)
+    )
+    return pooled_test(ours, theirs)
+
+
+def _p_values(found: Comparison) -> dict[str, Any]:
+    return {
+        "p_bleu": found.bleu.p_value,
+        "p_chrf": found.chrf.p_value,
+        "signature": found.bleu.signature,
+    }
 
 
 def _key(evaluated: Evaluated) -> str:

@@ -5,16 +5,24 @@ const control = 0;
 const rowOf = (test, run, beam) =>
   test.rows.find((row) => row.run === run && row.beam === beam);
 
+// Over its seeds where there are several.
+const systemName = (row) => (row.system === undefined ? nameOf(row.run) : DATA.systems[row.system].label);
+
 function finding(test) {
+  const seeds = DATA.systems[0].seeds;
+  if (seeds > 1) return findingOf(test.pooled.filter((row) => row.beam === test.beam), `, over ${seeds} seeds`);
   const others = DATA.runs.map((_, run) => run).slice(1);
   const rows = others.map((run) => rowOf(test, run, test.beam)).filter((row) => row.change !== undefined);
-  const base = rowOf(test, control, test.beam);
-  if (!rows.length) return `${nameOf(control)}: ${fixed(base.bleu)} BLEU at beam ${test.beam}`;
+  return findingOf([rowOf(test, control, test.beam), ...rows], "");
+}
+
+function findingOf([base, ...rows], how) {
+  if (!rows.length) return `${systemName(base)}: ${fixed(base.bleu)} BLEU at beam ${base.beam}${how}`;
   const best = rows.reduce((one, other) => (other.change > one.change ? other : one));
   const size = Math.abs(best.change);
   const where = best.change > 0 ? "ahead of" : "behind";
-  if (size < 0.005) return `${nameOf(best.run)} and ${nameOf(control)} have the same BLEU`;
-  return `${nameOf(best.run)} is ${fixed(size)} BLEU ${where} ${nameOf(control)}`;
+  if (size < 0.005) return `${systemName(best)} and ${systemName(base)} have the same BLEU${how}`;
+  return `${systemName(best)} is ${fixed(size)} BLEU ${where} ${systemName(base)}${how}`;
 }
 
 function verdictOf(row) {
@@ -90,25 +98,41 @@ function lengthChart(place, test) {
 
 function scoreTable(test) {
   const number = (title, name, show) => ({ title, value: (row) => row[name], show: (row) => show(row[name]) });
-  const extras = [...new Set(test.rows.flatMap((row) => Object.keys(row.extra)))];
+  const rows = [...test.pooled, ...test.rows];
+  const extras = [...new Set(rows.flatMap((row) => Object.keys(row.extra)))];
+  const isPooled = (row) => row.system !== undefined;
+  const systemOf = (row) => DATA.systems[row.system];
+  const runsOf = (row) => (isPooled(row)
+    ? DATA.runs.slice(systemOf(row).first, systemOf(row).first + systemOf(row).seeds) : [DATA.runs[row.run]]);
+  const mean = (row, name) => runsOf(row).reduce((sum, run) => sum + (run[name] ?? NaN), 0) / runsOf(row).length;
+  const range = (ends, show) => (ends ? `${show(ends[0], 1)} – ${show(ends[1], 1)}` : fixed(null));
   const columns = [
-    { title: "System", value: (row) => nameOf(row.run), show: (row) => [dot(row.run), nameOf(row.run)] },
+    {
+      title: "System", value: systemName,
+      show: (row) => (isPooled(row)
+        ? [dot(systemOf(row).first), `${systemName(row)}, mean of ${systemOf(row).seeds} seeds`]
+        : [dot(row.run), nameOf(row.run)]),
+    },
     number("Beam", "beam", grouped),
     number("BLEU", "bleu", fixed),
-    { title: "95 % interval", value: (row) => row.ci[0], show: (row) => `${fixed(row.ci[0], 1)} – ${fixed(row.ci[1], 1)}` },
+    ...(test.pooled.length ? [number("± of seeds", "deviation", fixed)] : []),
+    { title: "95 % interval", value: (row) => row.ci?.[0], show: (row) => range(row.ci, fixed) },
     { title: "Change", value: (row) => row.change, show: (row) => h("span", { class: row.p_bleu < 0.05 && tone(row.change) }, signed(row.change)) },
+    ...(test.pooled.length
+      ? [{ title: "its 95 % interval", value: (row) => row.change_interval?.[0], show: (row) => range(row.change_interval, signed) }] : []),
     number("p", "p_bleu", pValue),
     number("chrF", "chrf", fixed),
     number("p of chrF", "p_chrf", pValue),
     ...extras.map((name) => ({ title: name, value: (row) => row.extra[name], show: (row) => fixed(row.extra[name]) })),
     number("Brevity penalty", "brevity_penalty", (value) => fixed(value, 3)),
     number("Tokens / s", "tokens_per_second", (value) => grouped(Math.round(value))),
-    { title: "Updates", value: (row) => DATA.runs[row.run].updates, show: (row) => grouped(DATA.runs[row.run].updates) },
-    { title: "Training, min", value: (row) => DATA.runs[row.run].seconds, show: (row) => fixed(DATA.runs[row.run].seconds / 60, 1) },
+    { title: "Updates", value: (row) => mean(row, "updates"), show: (row) => grouped(Math.round(mean(row, "updates"))) },
+    { title: "Training, min", value: (row) => mean(row, "seconds"), show: (row) => fixed(mean(row, "seconds") / 60, 1) },
     { title: "Checkpoint", value: (row) => row.checkpoint, show: (row) => row.checkpoint.replace(/^checkpoint_|\.pt$/g, "") },
   ];
-  return sortedTable(columns, test.rows, {
-    caption: `Scores on ${test.title}`, rowClass: (row) => (row.beam === test.beam ? "judged" : null),
+  return sortedTable(columns, rows, {
+    caption: `Scores on ${test.title}`,
+    rowClass: (row) => [row.beam === test.beam && "judged", isPooled(row) && "pooled"].filter(Boolean).join(" ") || null,
   });
 }
 
@@ -129,7 +153,9 @@ function showSummary() {
   byId("eyebrow").textContent = `${DATA.title} · ${DATA.corpus.pair} · ${DATA.made.slice(0, 10)}`;
   byId("scores-note").textContent = "Detokenised text against the raw reference. Change and p are to the control " +
     `(${nameOf(control)}) at the same beam; p is how probable so great a difference is between equally good systems. ` +
-    "Intervals are bootstrapped and say how much BLEU hangs on these very sentences.";
+    "Intervals are bootstrapped and say how much BLEU hangs on these very sentences." + (DATA.systems[0].seeds > 1
+      ? " Each run is compared with the control's run of the same place; rows of several seeds pool them sentence by sentence, " +
+        "and the interval of their change draws sentences and seeds." : "");
   if (DATA.tests.length > 1) {
     byId("test-choice").append(segments("Test set", DATA.tests.map((test) => test.title), testNumber, (number) => {
       testNumber = number;
