@@ -277,6 +277,16 @@ def test_a_resumed_training_has_other_batches_without_the_mend(mended, task):
     assert (batches[0] == batches[1]) is mended
 
 
+def test_batches_that_are_not_drawn_by_the_epoch_are_left_as_they_are():
+    from fairseq_plugins.compat.batches import _iterator_of_the_first_epoch
+
+    def get_batch_iterator(self, dataset, seed=1, epoch=1):  # fairseq 0.12.2
+        return seed
+
+    mended = _iterator_of_the_first_epoch(get_batch_iterator)
+    assert mended(None, None, seed=7, epoch=5) == 7
+
+
 def test_applying_twice_wraps_once(task):
     from fairseq import checkpoint_utils
 

@@ -20,6 +20,7 @@ import _soak_distribution  # noqa: E402
 import _soak_memory  # noqa: E402
 import _soak_overflow  # noqa: E402
 import _soak_places  # noqa: E402
+import _soak_versions  # noqa: E402
 
 KIB, MIB = 2**10, 2**20
 
@@ -152,3 +153,13 @@ def test_a_folder_mounted_read_only_cannot_be_written_to(tmp_path: Path) -> None
     assert subprocess.run([*prefix, *command], capture_output=True).returncode != 0
     assert os.listdir(tmp_path) == []
     assert subprocess.run([*prefix, "ls", str(tmp_path)]).returncode == 0
+
+
+def test_the_end_of_a_test_run_is_read() -> None:
+    end = "1 failed, 20 passed, 1 error in 3 s"
+    printed = f"FAILED tests/a.py::b - x\nERROR tests/c.py::d\n{end}\n"
+    assert _soak_versions.counts(printed) == {
+        "tests_failed": 1, "tests_passed": 20, "tests_error": 1,
+        "failed": ["tests/a.py::b", "tests/c.py::d"],
+    }  # fmt: skip
+    assert _soak_versions.counts("") == {}
