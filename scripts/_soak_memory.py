@@ -43,7 +43,7 @@ def judge_growth(resident: Sequence[int], handles: Sequence[int]) -> dict[str, A
 
     Memory goes up and down with the lengths of sentences, so it is compared by medians
     of 50 updates. It is flat if the last median is at most 16 MiB above the first, and
-    if a straight line through the second half of them, at the lower end of its 95 %
+    if a straight line through the second half of them, at the upper end of its 95 %
     interval, rises by at most 2 KiB an update: a leak goes on, while what the first
     updates have not needed yet comes to an end. Of files there may not be more open,
     at any update of the second half, than there were in the first.
@@ -60,7 +60,7 @@ def judge_growth(resident: Sequence[int], handles: Sequence[int]) -> dict[str, A
     slope, error = (value * 1024 / _BLOCK for value in (slope, error))
     middle = (len(handles) + _WARM_UP) // 2
     before, later = max(handles[_WARM_UP:middle]), max(handles[middle:])
-    flat = growth <= _MOST_GROWTH and slope - 2 * error <= _STEEPEST
+    flat = growth <= _MOST_GROWTH and slope + 2 * error <= _STEEPEST
     return {
         "updates": len(resident), "mib_at_update_100": round(medians[0], 2),
         "mib_at_the_end": round(medians[-1], 2), "mib_grown": round(growth, 2),

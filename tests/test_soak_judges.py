@@ -163,3 +163,19 @@ def test_the_end_of_a_test_run_is_read() -> None:
         "failed": ["tests/a.py::b", "tests/c.py::d"],
     }  # fmt: skip
     assert _soak_versions.counts("") == {}
+
+
+def test_a_script_leaves_an_ascii_locale(tmp_path: Path) -> None:
+    program = tmp_path / "Ümläut.py"
+    program.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r})\n"
+        "import _environment; _environment.ensure()\n"
+        "print(sys.getfilesystemencoding(), *sys.argv, '日本語')\n"
+    )
+    places = _soak_places.PLACES["c_locale"].variables
+    variables = {k: v for k, v in {**os.environ, **places}.items() if v is not None}
+    result = subprocess.run(
+        [sys.executable, str(program), "日本語"], env=variables, capture_output=True
+    )
+    assert result.returncode == 0, result.stderr.decode(errors="replace")
+    assert result.stdout.decode() == f"utf-8 {program} 日本語 日本語\n"
