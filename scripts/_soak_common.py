@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any, Iterator, Mapping, Sequence
 
 import _environment
 import yaml
@@ -16,12 +16,16 @@ import yaml
 from fairseq_plugins.pipeline.files import read_json, write_atomically, write_json
 
 __all__ = [
+    "PLUGIN",
+    "SMALL_LSTM",
     "TRAINING",
     "call",
     "keep_part",
     "known_parts",
     "prepared_corpus",
+    "read_notes",
     "script",
+    "watched",
     "write_corpus",
     "write_yaml",
 ]
@@ -38,6 +42,15 @@ TRAINING: Mapping[str, Any] = {
     "max_update": 240, "save_interval_updates": 8, "keep_interval_updates": 2,
     "no_epoch_checkpoints": True, "log_format": "json", "log_interval": 1,
 }  # fmt: skip
+
+PLUGIN = ("--user-dir", str(_environment.ROOT / "fairseq_plugins"))
+# The same for fairseq-train itself, smaller still and without dropout.
+SMALL_LSTM = (
+    "--arch", "lstm", "--encoder-embed-dim", 16, "--decoder-embed-dim", 16,
+    "--encoder-hidden-size", 16, "--decoder-hidden-size", 16,
+    "--decoder-out-embed-dim", 16, "--dropout", 0, "--num-workers", 0,
+    "--disable-validation", "--cpu", "--seed", 1, "--log-format", "json",
+)  # fmt: skip
 
 
 def write_corpus(folder: Path, *, pairs: Mapping[str, int] = _PAIRS) -> Path:
@@ -81,6 +94,23 @@ def prepared_corpus(work: Path) -> Path:
 
 def script(name: str) -> list[str]:
     return [sys.executable, str(_environment.ROOT / "scripts" / name)]
+
+
+def watched(notes: Path, what: str, *, launcher: Sequence[str] = ()) -> list[str]:
+    """Return the begin of a fairseq-train command that takes notes of its updates.
+
+    The corpus and the options are to follow. See `_soak_watched.py`.
+    """
+    for path in notes.parent.glob(f"{notes.name}.*"):
+        path.unlink()
+    program = str(_environment.ROOT / "scripts" / "_soak_watched.py")
+    return [sys.executable, *launcher, program, str(notes), what, *PLUGIN]
+
+
+def read_notes(notes: Path, rank: int = 0) -> Any:
+    import torch
+
+    return torch.load(f"{notes}.{rank}", weights_only=True)
 
 
 def call(*command: object) -> str:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import shutil
@@ -10,76 +11,97 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
-from _soak_common import call, prepared_corpus
+from _soak_common import (
+    PLUGIN,
+    SMALL_LSTM,
+    call,
+    prepared_corpus,
+    read_notes,
+    watched,
+)
 from _soak_resume import _last, kill_tree
 
-import fairseq_plugins
-
-__all__ = ["PARTS"]
+__all__ = ["PARTS", "max_difference", "relative_difference"]
 
 logger = logging.getLogger("fairseq_plugins.soak")
 
+Notes = Sequence[dict[str, Any]]  # of one process, see _soak_watched.py
+
 _PATIENCE = 300.0
-_MAX_TOKENS = 1150  # thirteen batches
+_MAX_TOKENS = 1150  # thirteen batches an epoch
+_EPOCHS = 2  # so that some updates with dummies are followed by others
+_LARGEST_DIFFERENCE = 1e-6  # relative; parameters are single precision
 _OPTIONS = (
-    "--arch", "lstm", "--encoder-embed-dim", 16, "--decoder-embed-dim", 16,
-    "--encoder-hidden-size", 16, "--decoder-hidden-size", 16,
-    "--decoder-out-embed-dim", 16, "--dropout", 0, "--criterion", "soft_beam_search",
-    "--beam", 3, "--beam-loss", "risk=1,survival=0.5", "--optimizer", "sgd",
-    "--lr", 0.5, "--num-workers", 0, "--disable-validation", "--cpu", "--seed", 1,
-    "--log-format", "json", "--log-interval", 1,
+    *SMALL_LSTM, "--criterion", "soft_beam_search", "--beam", 3,
+    "--beam-loss", "risk=1,survival=0.5", "--optimizer", "sgd", "--lr", 0.5,
+    "--log-interval", 1,
 )  # fmt: skip
 
 
-def _command(processes: int, data: Path, save: Path, *options: object) -> list[str]:
+def _command(
+    processes: int, data: Path, save: Path, *options: object, watch: bool = False
+) -> list[str]:
     launch = ["-m", "torch.distributed.run", "--standalone",
-              "--nproc-per-node", str(processes), "--module"]  # fmt: skip
+              "--nproc-per-node", str(processes)]  # fmt: skip
     backend = ["--ddp-backend", "legacy_ddp", "--distributed-backend", "gloo"]
-    command = [sys.executable, *(launch if processes > 1 else ["-m"])]
-    command += ["fairseq_cli.train", str(data / "bin")]
-    command += ["--save-dir", str(save / "checkpoints")]
-    command += ["--user-dir", str(Path(fairseq_plugins.__file__).parent)]
-    command += [*map(str, _OPTIONS), *map(str, options)]
-    return command + (backend if processes > 1 else [])
+    if processes == 1:
+        launch, backend = [], []
+    if watch:
+        command = watched(save.with_suffix(".notes"), "gradients", launcher=launch)
+    else:
+        module = [*launch, "--module"] if launch else ["-m"]
+        command = [sys.executable, *module, "fairseq_cli.train", *PLUGIN]
+    command += [str(data / "bin"), "--save-dir", str(save / "checkpoints")]
+    return [*command, *map(str, _OPTIONS), *map(str, options), *backend]
 
 
 def _parity(processes: int, work: Path) -> Any:
-    """Train by as many updates, accumulated in one process and shared by several.
-
-    The last update must have fewer batches than processes, so that some get a dummy.
-    """
-    data, found = prepared_corpus(work), {}
-    batches = _num_batches(data / "bin")
+    """Train by as many updates, accumulated in one process and shared by several."""
+    data, notes, last = prepared_corpus(work), {}, {}
     for number in (1, processes):
         save = work / f"parity_{processes}_{number}"
         shutil.rmtree(save, ignore_errors=True)
-        options = ("--max-tokens", _MAX_TOKENS, "--max-epoch", 1)
+        options = ("--max-tokens", _MAX_TOKENS, "--max-epoch", _EPOCHS)
         accumulate = ("--update-freq", processes // number)
-        call(*_command(number, data, save, *options, *accumulate))
-        found[number] = _last(save)["model"]
-    one, several = found[1], found[processes]
-    scale = max(float(value.abs().max()) for value in one.values())
-    worst = max(float((one[k] - several[k]).abs().max()) for k in one) / scale
-    return {"processes": processes, "batches": batches,
-            "largest_relative_difference": worst,
-            "passed": worst < 1e-5 and batches % processes != 0}  # fmt: skip
+        call(*_command(number, data, save, *options, *accumulate, watch=True))
+        ranks = range(number)
+        notes[number] = [read_notes(save.with_suffix(".notes"), r) for r in ranks]
+        last[number] = _last(save)["model"]
+    found = {
+        "loss": max_difference(notes[1][0], notes[processes], "loss"),
+        "gradient": max_difference(notes[1][0], notes[processes], "gradients"),
+        "parameter": relative_difference(last[1], last[processes]),
+    }
+    batches, dummies = _batches_and_dummies(notes[processes])
+    same = len({len(each) for found in notes.values() for each in found}) == 1
+    return {"processes": processes, "updates": len(notes[1][0]), "batches": batches,
+            "dummy_batches": dummies, "largest_relative_difference": found,
+            "passed": same and dummies > 0
+            and max(found.values()) <= _LARGEST_DIFFERENCE}  # fmt: skip
 
 
-def _num_batches(data: Path) -> int:
-    """Return how many batches fairseq-train makes of the training data."""
-    from fairseq.tasks.translation import TranslationConfig, TranslationTask
-
-    fairseq_plugins.register()
-    cfg = TranslationConfig(data=str(data), source_lang="xx", target_lang="yy")
-    cfg.dataset_impl, cfg.train_subset, cfg.required_seq_len_multiple = None, "train", 1
-    task = TranslationTask.setup_task(cfg)
-    task.load_dataset("train")
-    iterator = task.get_batch_iterator(
-        task.dataset("train"), max_tokens=_MAX_TOKENS, required_batch_size_multiple=8
+def max_difference(one: Notes, several: Sequence[Notes], name: str) -> float:
+    """Return the largest relative difference of any update in any process."""
+    pairs = [(a[name], b[name]) for each in several for a, b in zip(one, each)]
+    return max(
+        relative_difference(a, b) if isinstance(a, dict) else abs(a - b) / abs(a)
+        for a, b in pairs
     )
-    return len(iterator.frozen_batches)
+
+
+def relative_difference(one: Any, other: Any) -> float:
+    """Return the largest difference of two sets of tensors, to the largest number."""
+    if one.keys() != other.keys():
+        return math.inf
+    scale = max(float(value.abs().max()) for value in one.values())
+    return max(float((one[k] - other[k]).abs().max()) for k in one) / scale
+
+
+def _batches_and_dummies(notes: Sequence[Notes]) -> tuple[int, int]:
+    dummies = sum(note["dummies"] for each in notes for note in each)
+    return sum(map(len, notes)) - dummies, dummies
 
 
 def one_killed(work: Path) -> Any:

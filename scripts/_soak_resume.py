@@ -28,7 +28,7 @@ _BEAM = {
     "epsilon_updates": 200, "beam_loss": "risk=1,survival=0.5", "max_update": 160,
 }  # fmt: skip
 _LONGEST_START = 8.0  # seconds; later moments are found in the log
-_PATIENCE = 120.0
+_PATIENCE = 1800.0
 _UPDATES = re.compile(r'"num_updates": "(\d+)"')
 
 
@@ -125,9 +125,12 @@ def _updates_in(log: Path, begin: int) -> int:
 def _wait(
     process: subprocess.Popen[bytes], is_met: Callable[[], bool], pause: float = 0.01
 ) -> None:
+    """Wait for the moment that was drawn: a kill at another would prove less."""
     end = time.monotonic() + _PATIENCE
-    while process.poll() is None and not is_met() and time.monotonic() < end:
+    while process.poll() is None and not is_met():
         time.sleep(pause)
+        if time.monotonic() > end:
+            raise RuntimeError("the moment to kill did not come in half an hour")
 
 
 @contextlib.contextmanager

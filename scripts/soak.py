@@ -23,8 +23,12 @@ from typing import Any, Callable, Mapping  # noqa: E402
 
 import _soak_distribution  # noqa: E402
 import _soak_hostile  # noqa: E402
+import _soak_memory  # noqa: E402
 import _soak_numbers  # noqa: E402
+import _soak_overflow  # noqa: E402
+import _soak_places  # noqa: E402
 import _soak_resume  # noqa: E402
+import _soak_versions  # noqa: E402
 from _soak_common import keep_part, known_parts  # noqa: E402
 
 from fairseq_plugins.pipeline.errors import (  # noqa: E402
@@ -36,7 +40,10 @@ from fairseq_plugins.pipeline.errors import (  # noqa: E402
 SECTIONS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "resume": _soak_resume.PARTS,
     "hostile": _soak_hostile.PARTS,
-    "numbers": _soak_numbers.PARTS,
+    "numbers": {**_soak_numbers.PARTS, **_soak_overflow.PARTS},
+    "memory": _soak_memory.PARTS,
+    "places": _soak_places.PARTS,
+    "versions": _soak_versions.PARTS,
     "distribution": _soak_distribution.PARTS,
 }
 logger = logging.getLogger("fairseq_plugins.soak")

@@ -136,6 +136,28 @@ def test_bf16_needs_the_mend_and_trains_and_resumes_with_it(tiny_data, tmp_path)
     assert "@ 2 updates" in result.stdout
 
 
+def test_fp16_without_gpu_needs_the_mend_and_then_counts_the_updates_it_skips(
+    tiny_data, tmp_path
+):
+    def train(*options: object) -> Any:
+        return run_module(
+            "fairseq_cli.train", tiny_data, *TRAIN, "--fp16", "--fp16-init-scale",
+            2**30, "--save-dir", tmp_path, *options,
+        )  # fmt: skip
+
+    if not torch.cuda.is_available():
+        unmended = train()
+        assert unmended.returncode != 0
+        assert "cuda" in unmended.stderr.lower().splitlines()[-1]
+    result = train(*USER_DIR, *BEAM_TRAINING)
+    assert result.returncode == 0, result.stderr
+    skipped = result.stdout.count("gradient overflow detected")
+    assert skipped > 0
+    of_epochs = re.findall(r"\| train \|.*\| overflows (\d+) \|", result.stdout)
+    assert sum(map(int, of_epochs)) == skipped
+    assert "num_updates 2 " in result.stdout
+
+
 def test_typing_tpu_still_means_tpu():
     from fairseq_plugins.compat.devices import _parser_without_tpu
 
@@ -253,6 +275,16 @@ def test_a_resumed_training_has_other_batches_without_the_mend(mended, task):
     task.dataset_to_epoch_iter.clear()
     assert sorted(sum(batches[0], [])) == sorted(sum(batches[1], []))
     assert (batches[0] == batches[1]) is mended
+
+
+def test_batches_that_are_not_drawn_by_the_epoch_are_left_as_they_are():
+    from fairseq_plugins.compat.batches import _iterator_of_the_first_epoch
+
+    def get_batch_iterator(self, dataset, seed=1, epoch=1):  # fairseq 0.12.2
+        return seed
+
+    mended = _iterator_of_the_first_epoch(get_batch_iterator)
+    assert mended(None, None, seed=7, epoch=5) == 7
 
 
 def test_applying_twice_wraps_once(task):

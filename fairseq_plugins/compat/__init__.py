@@ -20,6 +20,10 @@ from fairseq_plugins.compat.devices import (
     let_bf16_run_without_tpu,
     let_torchrun_work_without_gpu,
 )
+from fairseq_plugins.compat.half_precision import (
+    count_skipped_updates,
+    let_fp16_run_without_gpu,
+)
 
 __all__ = ["allow_what_checkpoints_hold", "apply"]
 
@@ -30,6 +34,8 @@ def apply() -> None:
     load_checkpoints_safely()
     let_bf16_run_without_tpu()
     let_torchrun_work_without_gpu()
+    let_fp16_run_without_gpu()
+    count_skipped_updates()
     keep_the_last_batch()
     copy_checkpoints_whole()
     resume_with_the_same_batches()

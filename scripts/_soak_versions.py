@@ -1,0 +1,80 @@
+"""The environment of scripts/setup.sh by other Pythons, and the core of the tests."""
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from _soak_places import copy_checkout
+
+__all__ = ["PARTS", "counts"]
+
+logger = logging.getLogger("fairseq_plugins.soak")
+
+# Operators, beam, mends of fairseq, and all commands from text to a comparison.
+_CORE = ("operators_soft_topk", "beam_search", "compat", "end_to_end")
+_VERSIONS = (
+    "import json, platform, torch, fairseq; "
+    "print(json.dumps([platform.python_version(), torch.__version__, "
+    "fairseq.__version__]))"
+)
+
+
+def _part(version: str) -> Any:
+    def run(work: Path) -> Any:
+        found = shutil.which(f"python{version}")
+        if found is None:
+            return {"not_tried": f"no python{version} on PATH", "passed": False}
+        return _set_up_and_test(found, (work / f"python{version}").resolve())
+
+    run.__doc__ = f"Set-up by Python {version} and the core of the tests."
+    return run
+
+
+def _set_up_and_test(python: str, folder: Path) -> dict[str, Any]:
+    """Make `folder/checkout` and its `.venv` (what is there is kept), and test."""
+    checkout = (folder / "checkout").resolve()
+    if not (checkout / "scripts").exists():
+        copy_checkout(folder)
+    setup = ["bash", str(checkout / "scripts" / "setup.sh")]
+    problem = _problem(setup, checkout, PYTHON=python)
+    if problem:
+        return {"set_up": problem, "passed": False}
+    own = str(checkout / ".venv" / "bin" / "python")
+    names = json.loads(subprocess.check_output([own, "-c", _VERSIONS], cwd=checkout))
+    tests = [f"tests/test_{name}.py" for name in _CORE]
+    result = subprocess.run(
+        [own, "-m", "pytest", "-n0", *tests], cwd=checkout, capture_output=True,
+        text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    (folder / "tests.log").write_text(result.stdout + result.stderr)
+    found = counts(result.stdout)
+    versions = dict(zip(("tried_python", "tried_torch", "tried_fairseq"), names))
+    good = result.returncode == 0 and found.get("tests_passed", 0) > 0
+    return {**versions, "core": list(_CORE), **found, "passed": good}
+
+
+def counts(printed: str) -> dict[str, Any]:
+    """Return how many tests passed, failed and so on, and the names of the failed."""
+    last = (printed.strip().splitlines() or [""])[-1]
+    kinds = re.findall(r"(\d+) (passed|failed|errors?|skipped)", last)
+    found: dict[str, Any] = {f"tests_{kind}": int(count) for count, kind in kinds}
+    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", printed, re.M)
+    return {**found, **({"failed": failed} if failed else {})}
+
+
+def _problem(command: list[str], folder: Path, **variables: str) -> str:
+    environment = {**os.environ, **variables}
+    result = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True
+    )
+    end = (result.stdout + result.stderr).splitlines()[-15:]
+    return "\n".join(end) if result.returncode else ""
+
+
+PARTS = {f"python{version}": _part(version) for version in ("3.10", "3.12")}
