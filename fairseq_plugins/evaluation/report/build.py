@@ -276,7 +276,7 @@ def _versions() -> dict[str, str]:
         "fairseq-soft-topk": fairseq_plugins.__version__,
         "Python": platform.python_version(),
     }
-    for package in ("torch", "fairseq-fixed", "sacrebleu", "sentencepiece"):
+    for package in ("torch", "fairseq-fixed", "fairseq", "sacrebleu", "sentencepiece"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
