@@ -8,7 +8,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Callable, Mapping
 
 import fairseq_plugins
@@ -105,13 +104,8 @@ class Translator:
     def __enter__(self) -> Translator:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._worker.__exit__(kind, error, traceback)
+    def __exit__(self, *error: object) -> None:
+        self._worker.__exit__(*error)
 
     def translate(
         self, subset: Subset, *, beam: int, lenpen: float, log: Path, part: SearchPart

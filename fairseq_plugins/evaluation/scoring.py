@@ -10,7 +10,7 @@ from sacrebleu.metrics import CHRF, TER
 from fairseq_plugins.evaluation.bleu_counts import BleuCounts, Counts
 from fairseq_plugins.evaluation.comparable import MAX_EMPTY, check_comparable
 
-__all__ = ["Scores", "bleu", "bleu_by_length", "corpus_bleu", "repetition", "score"]
+__all__ = ["Scores", "bleu", "corpus_bleu", "repetition", "score"]
 
 # Longest sentence of each bucket but the last, in words of the reference.
 _LENGTHS = (5, 10, 15, 20, 30, 40, 50, 60)
@@ -35,7 +35,10 @@ class Scores:
         repetition: see :func:`repetition`.
         reference_repetition: the same of the references: what is natural.
         empty: hypotheses without a word.
-        bleu_by_length: see :func:`bleu_by_length`.
+        bleu_by_length: corpus BLEU of the sentences of each length of the reference in
+            words, split at spaces: for each bucket that holds a sentence, shortest
+            first, ``from_words``, ``to_words`` (``None``: no limit), ``sentences`` and
+            ``bleu``. Every sentence is in one bucket.
     """
 
     bleu: float
@@ -113,20 +116,6 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[Any, str
 def corpus_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """Return BLEU alone, 0 to 100, as in :class:`Scores`."""
     return float(bleu(hypotheses, references)[0].score)
-
-
-def bleu_by_length(
-    hypotheses: Sequence[str], references: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Return corpus BLEU of the sentences of each length.
-
-    Returns:
-        for each bucket that holds a sentence, shortest first: ``from_words`` and
-        ``to_words`` (``None``: no limit) of the reference, split at spaces;
-        ``sentences``; and ``bleu``. Every sentence is in one bucket.
-    """
-    counting = BleuCounts(references)
-    return _by_length(references, counting, counting.of_all(hypotheses))
 
 
 def _by_length(

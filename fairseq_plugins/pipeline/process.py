@@ -6,13 +6,14 @@ import contextlib
 import ctypes
 import io
 import os
+import select
 import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Callable, Iterable, Iterator, Sequence, TextIO
+from typing import IO, Any, Callable, Iterable, Iterator, Sequence, TextIO
 
 __all__ = [
     "LAST_LINES",
@@ -28,6 +29,7 @@ __all__ = [
 
 LAST_LINES = 12  # of a command's output, for a message
 _LINUX_PR_SET_PDEATHSIG = 1
+_MILLISECONDS_BETWEEN_LOOKS = 1000  # for signals
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,6 @@ def run_logged(
     log: Path,
     append: bool = False,
     on_line: Callable[[str], None],
-    is_logged: Callable[[str], bool] = lambda line: True,
 ) -> Outcome:
     """Run a command, write its output to ``log`` and hand on every line.
 
@@ -68,7 +69,6 @@ def run_logged(
         log: file for output and errors together.
         append: keep what the log holds already.
         on_line: called with each line, its end included.
-        is_logged: tells which lines go to the log; all if it is not given.
 
     Raises:
         KeyboardInterrupt: the command was ended by Ctrl-C.
@@ -80,9 +80,8 @@ def run_logged(
         process = start(command)
         with pass_signals_on(process) as received, _ended(process) as output:
             for line in output:
-                if is_logged(line):
-                    stream.write(line)
-                    stream.flush()
+                stream.write(line)
+                stream.flush()
                 last_lines.append(line.rstrip("\n"))
                 on_line(line)
             status = process.wait()
@@ -138,10 +137,37 @@ def _ended(process: subprocess.Popen[bytes]) -> Iterator[TextIO]:
 def output_of(process: subprocess.Popen[bytes]) -> TextIO:
     """Return output and errors as text."""
     assert process.stdout is not None
+    buffered = io.BufferedReader(_WakefulPipe(process.stdout))
     # Only a line feed ends a line: text may hold other separators.
     return io.TextIOWrapper(
-        process.stdout, encoding="utf-8", errors="replace", newline="\n"
+        buffered, encoding="utf-8", errors="replace", newline="\n"
     )
+
+
+class _WakefulPipe(io.RawIOBase):
+    """Reads a pipe, and lets Python look for signals every second while it waits.
+
+    Python's handlers run between its instructions. Of a signal that comes after the
+    last one of them, but before the read has begun, nothing would be heard until the
+    process says its next word, which may be never.
+    """
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._pipe = pipe
+        self._poll = select.poll()
+        self._poll.register(pipe, select.POLLIN)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._poll.poll(_MILLISECONDS_BETWEEN_LOOKS):
+            pass
+        return os.readv(self._pipe.fileno(), [buffer])
+
+    def close(self) -> None:
+        self._pipe.close()
+        super().close()
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

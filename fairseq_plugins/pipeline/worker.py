@@ -11,7 +11,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 from fairseq_plugins.pipeline.process import (
@@ -43,12 +42,7 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         # It holds nothing that is worth the time of a tidy end.
         if self._process is not None:
             kill(self._process)
