@@ -1,6 +1,7 @@
 """Words and characters of subwords, against sacrebleu's own tokeniser."""
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import torch
@@ -52,6 +53,24 @@ def test_a_subword_without_a_join_mark_ends_its_word():
     assert words[0, :2].tolist() == words[1, :2].tolist()
     assert words[0, 2] == words[1, 2] == 0
     assert words[2, 0] != words[0, 0] and words[2, 2] == words[0, 1]
+
+
+def test_a_cost_over_words_does_not_see_how_they_are_cut_into_subwords(
+    make_criterion,
+):
+    from fairseq_plugins.beam import objective
+
+    pieces = Spelling(["", "", "", "", "▁a", "▁dog", "▁do", "g", "▁cat"])
+    gold = torch.tensor([[4, 5, 2, 1]])
+    found = torch.tensor([[[4, 6, 7, 2], [4, 5, 2, 1], [4, 8, 2, 1]]])
+    free = {"subword": [False, True, False], "word": [True, True, False]}
+    for unit, is_free in free.items():
+        settings = make_criterion(beam_cost="gleu", beam_cost_unit=unit).objective
+        assert (settings.spelling is None) == (unit == "subword")
+        if unit == "word":
+            settings = dataclasses.replace(settings, spelling=pieces)
+        costs = objective._costs(found, gold, settings)
+        assert costs.eq(0).tolist() == [is_free]
 
 
 def test_rows_without_a_letter_have_no_word():
