@@ -1,4 +1,5 @@
-"""The environment of scripts/setup.sh by other Pythons, and the core of the tests."""
+"""The environment of scripts/setup.sh by other Pythons and by the released fairseq,
+and the core of the tests there."""
 from __future__ import annotations
 
 import json
@@ -8,11 +9,11 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Mapping
 
 from _soak_places import copy_checkout
 
-__all__ = ["PARTS", "counts"]
+__all__ = ["PARTS", "counts", "repin"]
 
 logger = logging.getLogger("fairseq_plugins.soak")
 
@@ -23,24 +24,38 @@ _VERSIONS = (
     "print(json.dumps([platform.python_version(), torch.__version__, "
     "fairseq.__version__]))"
 )
+# The last release of fairseq, and the versions of what it builds on that it asks for.
+_RELEASED = {
+    "fairseq-fixed": "fairseq==0.12.2 --hash=sha256:"
+    "34f1b18426bf3844714534162f065ab733e049597476daa35fffb4d06a92b524",
+    "antlr4-python3-runtime": "antlr4-python3-runtime==4.8",
+    "hydra-core": "hydra-core==1.0.7",
+    "omegaconf": "omegaconf==2.0.6",
+}
 
 
-def _part(version: str) -> Any:
+def _part(version: str, name: str = "", pins: Mapping[str, str] | None = None) -> Any:
+    """Return a part of the soak: set-up by a Python, with other pins if any."""
+    name = name or f"python{version}"
+
     def run(work: Path) -> Any:
         found = shutil.which(f"python{version}")
         if found is None:
             return {"not_tried": f"no python{version} on PATH", "passed": False}
-        return _set_up_and_test(found, (work / f"python{version}").resolve())
+        return _set_up_and_test(found, (work / name).resolve(), pins or {})
 
-    run.__doc__ = f"Set-up by Python {version} and the core of the tests."
+    run.__doc__ = f"Set-up by Python {version} ({name}) and the core of the tests."
     return run
 
 
-def _set_up_and_test(python: str, folder: Path) -> dict[str, Any]:
+def _set_up_and_test(
+    python: str, folder: Path, pins: Mapping[str, str]
+) -> dict[str, Any]:
     """Make `folder/checkout` and its `.venv` (what is there is kept), and test."""
     checkout = (folder / "checkout").resolve()
     if not (checkout / "scripts").exists():
         copy_checkout(folder)
+    repin(checkout / "requirements.txt", pins)
     setup = ["bash", str(checkout / "scripts" / "setup.sh")]
     problem = _problem(setup, checkout, PYTHON=python)
     if problem:
@@ -57,6 +72,13 @@ def _set_up_and_test(python: str, folder: Path) -> dict[str, Any]:
     versions = dict(zip(("tried_python", "tried_torch", "tried_fairseq"), names))
     good = result.returncode == 0 and found.get("tests_passed", 0) > 0
     return {**versions, "core": list(_CORE), **found, "passed": good}
+
+
+def repin(requirements: Path, pins: Mapping[str, str]) -> None:
+    """Replace the lines of packages in a file of requirements; done twice, no harm."""
+    lines = requirements.read_text().splitlines()
+    lines = [pins.get(line.partition("==")[0], line) for line in lines]
+    requirements.write_text("\n".join(lines) + "\n")
 
 
 def counts(printed: str) -> dict[str, Any]:
@@ -77,4 +99,8 @@ def _problem(command: list[str], folder: Path, **variables: str) -> str:
     return "\n".join(end) if result.returncode else ""
 
 
-PARTS = {f"python{version}": _part(version) for version in ("3.10", "3.12")}
+PARTS = {
+    **{f"python{version}": _part(version) for version in ("3.10", "3.12")},
+    # Its dependencies' metadata is refused by the pip of later Pythons.
+    "fairseq0.12.2": _part("3.10", name="fairseq0.12.2", pins=_RELEASED),
+}

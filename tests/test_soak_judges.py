@@ -184,3 +184,13 @@ def test_a_script_leaves_an_ascii_locale(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr.decode(errors="replace")
     assert result.stdout.decode() == f"utf-8 {program} 日本語 日本語\n"
+
+
+def test_other_pins_replace_whole_lines_and_only_those(tmp_path: Path) -> None:
+    file = tmp_path / "requirements.txt"
+    file.write_text("# group: run\nomegaconf==2.3.0\nomegaconf-x==1\n\ntqdm==4\n")
+    for _ in range(2):
+        _soak_versions.repin(file, {"omegaconf": "omegaconf==2.0.6"})
+    assert file.read_text() == (
+        "# group: run\nomegaconf==2.0.6\nomegaconf-x==1\n\ntqdm==4\n"
+    )
