@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -53,6 +54,29 @@ def test_output_and_errors_go_to_the_log_and_to_the_watcher(tmp_path: Path) -> N
     assert log.read_text(encoding="utf-8") == "".join(lines)
     assert outcome.status == 3
     assert outcome.last_lines == ["ä\u2028b", "bad"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
+@pytest.mark.parametrize("users", [None, "131072"])
+def test_memory_is_kept_for_the_next_tensor_unless_the_user_decides(
+    users: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if users is not None:
+        monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", users)
+    code = """
+import resource
+def faults(times):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        b"x" * 2**26
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults(1), faults(10))
+"""
+    lines: list[str] = []
+    run_logged(python(code), log=tmp_path / "log", on_line=lines.append)
+    once, ten_times = map(int, lines[-1].split())
+    assert once > 0
+    assert ten_times < once if users is None else ten_times > 5 * once
 
 
 def test_a_log_grows_only_where_asked(tmp_path: Path) -> None:
