@@ -36,12 +36,14 @@ from _random_task import (  # noqa: E402
 from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
 
 SYSTEMS: dict[str, dict[str, Any]] = {
-    "risk, two-pass": dict(beam_loss="risk"),
+    "risk, two-pass": dict(beam_loss="risk", engine="two-pass"),
     "risk, rollout": dict(beam_loss="risk", engine="rollout"),
-    "survival, two-pass": dict(beam_loss="survival"),
-    "risk + survival, two-pass": dict(beam_loss="risk=1,survival=0.1"),
-    "mrt, two-pass": dict(beam_loss="mrt"),
-    "bso, two-pass": dict(beam_loss="bso"),
+    "survival, two-pass": dict(beam_loss="survival", engine="two-pass"),
+    "risk + survival, two-pass": dict(
+        beam_loss="risk=1,survival=0.1", engine="two-pass"
+    ),
+    "mrt, two-pass": dict(beam_loss="mrt", engine="two-pass"),
+    "bso, two-pass": dict(beam_loss="bso", engine="two-pass"),
     "paper: slot-ce, soft, rollout": dict(
         beam_loss="slot-ce", mixing="soft", epsilon=0.1, selection_clip=0.0, rho=0.8
     ),
@@ -147,9 +149,12 @@ def _criterion(task: Any, options: dict[str, Any]) -> Any:
     from fairseq_plugins.criterions.options import SoftBeamSearchConfig
     from fairseq_plugins.criterions.soft_beam_search import SoftBeamSearchCriterion
 
-    ends = {"beam_max_len_a": 1.0, "beam_max_len_b": 1}  # with its end: two beyond
+    fixed = {
+        "beam_max_len_a": 1.0, "beam_max_len_b": 1,  # with its end: two beyond
+        "beam_dropout": "none",  # so that both engines search alike
+    }  # fmt: skip
     config = OmegaConf.structured(
-        SoftBeamSearchConfig(label_smoothing=0.1, **{**ends, **options})
+        SoftBeamSearchConfig(label_smoothing=0.1, **{**fixed, **options})
     )
     config.sentence_avg = False
     return SoftBeamSearchCriterion.build_criterion(config, task).train()

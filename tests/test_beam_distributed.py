@@ -109,7 +109,7 @@ def test_torchrun_with_pytorch_ddp_trains_as_one_process_that_accumulates(
     tiny_data, tmp_path
 ):
     expected = train(tmp_path / "one", tiny_data, "--update-freq", 2)
-    assert max(float(change.abs().max()) for change in expected.values()) > 0.01
+    assert max(float(change.abs().max()) for change in expected.values()) > 1e-3
     launch = ("torch.distributed.run", "--nproc-per-node", 2, "--master-port", 29841,
               "--module")  # fmt: skip
     options = ("--ddp-backend", "pytorch_ddp", "--distributed-backend", "gloo")

@@ -30,7 +30,7 @@ def test_spelling_joins_subwords_and_leaves_out_marks_and_special_symbols():
 def test_words_are_those_of_13a_however_a_text_is_cut_into_subwords(texts, data):
     cuts = [data.draw(st.sets(st.integers(1, max(1, len(t))))) for t in texts]
     rows = [_pieces(text.replace(" ", "▁"), cut) for text, cut in zip(texts, cuts)]
-    pieces = [""] + sorted({piece for row in rows for piece in row})
+    pieces = [""] + sorted({"▁", *(piece for row in rows for piece in row)})
     width = max(1, *map(len, rows))
     tokens = torch.tensor(
         [[pieces.index(p) for p in row] + [0] * (width - len(row)) for row in rows]
@@ -53,6 +53,12 @@ def test_a_subword_without_a_join_mark_ends_its_word():
     assert words[0, :2].tolist() == words[1, :2].tolist()
     assert words[0, 2] == words[1, 2] == 0
     assert words[2, 0] != words[0, 0] and words[2, 2] == words[0, 1]
+
+
+def test_in_a_dictionary_without_any_mark_each_entry_is_a_word():
+    words = Spelling(["", "dog", "s", "dogs"]).words(torch.tensor([[1, 2, 0], [3, 0, 0]]))
+    assert words.ne(0).tolist() == [[True, True], [True, False]]
+    assert len(set(words[words.ne(0)].tolist())) == 3
 
 
 def test_a_cost_over_words_does_not_see_how_they_are_cut_into_subwords(

@@ -172,19 +172,21 @@ def test_modes_and_hooks_are_restored_when_a_search_fails(
     assert not any(part._forward_hooks for part in model.modules())
 
 
-def test_decoder_dropout_is_off_in_the_search(
-    arch, make_model, make_criterion, sentences, collate
+@pytest.mark.parametrize("dropout", ["none", "shared"])
+def test_the_decoders_dropout_is_in_the_beam_loss_where_asked_for(
+    arch, dropout, make_model, make_criterion, sentences, collate
 ):
     sample, model = collate(sentences), make_model(arch, dropout=0.0)
     # Dropout in the decoder only: the encoder must not be what makes the difference.
     for part in model.decoder.modules():
         if hasattr(part, "p"):
             part.p = 0.5
-    criterion = make_criterion(rho=0.5)
+    criterion = make_criterion(rho=0.5, beam_dropout=dropout)
     searches = [loss_and_gradients(criterion, model, sample)[0] for _ in range(2)]
     torch.manual_seed(9)
     other = criterion(model, sample)[2]
-    assert torch.equal(searches[0]["beam_loss"], other["beam_loss"])
+    is_same = torch.equal(searches[0]["beam_loss"], other["beam_loss"])
+    assert is_same == (dropout == "none")
     assert not torch.equal(searches[0]["ce_loss"], other["ce_loss"])
 
 

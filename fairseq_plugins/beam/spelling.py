@@ -23,14 +23,15 @@ class Spelling:
         subwords: of the dictionary, in its order; special symbols are spelled as "".
         word_mark: a space (SentencePiece).
         join_mark: ends a subword that no space follows (subword-nmt). Where no subword
-            has it, spaces are ``word_mark`` only.
+            has it, spaces are ``word_mark`` only, and without that each is a word.
     """
 
     def __init__(
         self, subwords: Iterable[str], *, word_mark: str = "▁", join_mark: str = "@@"
     ) -> None:
         texts = list(subwords)
-        if any(text.endswith(join_mark) for text in texts):
+        has_joins = any(text.endswith(join_mark) for text in texts)
+        if has_joins or not any(word_mark in text for text in texts):
             spaced = (f"{text} ".replace(f"{join_mark} ", "") for text in texts)
             texts = ["" if text == " " else text for text in spaced]
         texts = [text.replace(word_mark, " ") for text in texts]

@@ -28,7 +28,7 @@ class SoftBeamSearchConfig(LabelSmoothedCrossEntropyCriterionConfig):
     """The criterion's options; docs/beam_training.md has them with the paper's."""
 
     rho: float = _option(
-        0.1,
+        0.02,
         "share of the cross entropy; the beam loss has the share 1 - rho, and 1 is "
         "exactly label_smoothed_cross_entropy (paper: 0.8)",
     )
@@ -84,17 +84,17 @@ class SoftBeamSearchConfig(LabelSmoothedCrossEntropyCriterionConfig):
         1.0, "margin of beam search optimisation, in nats; it resets to gold below it"
     )
     beam_cost: ChoiceEnum(list(COSTS)) = _option(  # type: ignore[valid-type]
-        "bleu", "what risk, mrt and bso minimise: 1 - BLEU, GLEU or chrF, or edits"
+        "gleu", "what risk, mrt and bso minimise: 1 - BLEU, GLEU or chrF, or edits"
     )
     beam_cost_unit: ChoiceEnum(COST_UNITS) = _option(  # type: ignore[valid-type]
-        "subword",
+        "word",
         "what the cost compares: subwords, or the words that they spell; chrF always "
         "compares characters",
     )
-    beam_dropout: ChoiceEnum(["off", "shared"]) = _option(  # type: ignore # noqa: F821
-        "off",
-        "dropout of the decoder where hypotheses are scored: off, or one mask for all "
-        "hypotheses of a sentence at a step",
+    beam_dropout: ChoiceEnum(["none", "shared"]) = _option(  # type: ignore # noqa: F821
+        "shared",
+        "dropout of the decoder where hypotheses are scored: none, or one mask for all "
+        "hypotheses of a sentence at a step; rollout then searches with it, too",
     )
     pool_size: int = _option(
         0,
@@ -119,13 +119,12 @@ class SoftBeamSearchConfig(LabelSmoothedCrossEntropyCriterionConfig):
 def engine_of(cfg: SoftBeamSearchConfig, decoder: Any) -> str:
     """Return the engine that ``auto`` stands for: the cheaper one.
 
-    An LSTM has to go through the steps anyhow; a second time would only pay for a
-    search without dropout.
+    An LSTM has to go through the steps anyhow, so that a second time pays for nothing.
     """
     if str(cfg.engine) != "auto":
         return str(cfg.engine)
-    pays = not isinstance(decoder, LSTMDecoder) or str(cfg.beam_dropout) != "off"
-    return "two-pass" if pays and str(cfg.mixing) == "hard" else "rollout"
+    is_parallel = not isinstance(decoder, LSTMDecoder)
+    return "two-pass" if is_parallel and str(cfg.mixing) == "hard" else "rollout"
 
 
 def check_options(cfg: SoftBeamSearchConfig, pool_size: int, task: Any) -> None:
