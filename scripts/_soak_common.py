@@ -14,6 +14,7 @@ import _environment
 import yaml
 
 from fairseq_plugins.pipeline.files import read_json, write_atomically, write_json
+from fairseq_plugins.pipeline.process import ALLOCATION
 
 __all__ = [
     "PLUGIN",
@@ -114,12 +115,15 @@ def read_notes(notes: Path, rank: int = 0) -> Any:
 
 
 def call(*command: object) -> str:
-    """Run a command to its end and return its output.
+    """Run a command to its end, with memory as trainings have it; return its output.
 
     Raises:
         RuntimeError: it failed; the message is the end of its output.
     """
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    result = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True,
+        env={**ALLOCATION, **os.environ},
+    )  # fmt: skip
     if result.returncode:
         end = "\n".join((result.stdout + result.stderr).splitlines()[-15:])
         raise RuntimeError(f"status {result.returncode} of {command}:\n{end}")

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import IO, Any, Callable, Iterable, Iterator, Sequence, TextIO
 
 __all__ = [
+    "ALLOCATION",
     "LAST_LINES",
     "Outcome",
     "die_with_parent",
@@ -30,7 +31,7 @@ __all__ = [
 LAST_LINES = 12  # of a command's output, for a message
 # On a CPU, glibc gives every tensor of logits fresh pages and takes them away again at
 # once, which costs a sixth of an update. So it keeps what it has, up to these sizes.
-_ALLOCATION = {
+ALLOCATION = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),  # bytes
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
 }
@@ -117,7 +118,7 @@ def start(
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**_ALLOCATION, **os.environ, **output},
+        env={**ALLOCATION, **os.environ, **output},
         # A group of its own, so that a Ctrl-C arrives once and not twice.
         start_new_session=True,
         preexec_fn=die_with_parent,
