@@ -9,11 +9,13 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
+import fairseq
 import numpy
 import pytest
 import torch
 from conftest import ROOT, run_module
 
+RELEASED = fairseq.__version__ == "0.12.2"  # in which some breakages are not yet
 USER_DIR = ("--user-dir", ROOT / "fairseq_plugins")
 TRAIN = (
     "--arch", "lstm", "--encoder-embed-dim", 16, "--encoder-hidden-size", 16,
@@ -176,7 +178,7 @@ def test_torchrun_on_cpu_needs_the_mend_and_trains_with_it(tiny_data, tmp_path):
 
     unmended = train("--distributed-world-size", 2)
     assert unmended.returncode != 0
-    assert "ZeroDivisionError" in unmended.stderr
+    assert RELEASED or "ZeroDivisionError" in unmended.stderr
     # Without being told the number of processes unmended fairseq trains two models.
     result = train(*USER_DIR, *BEAM_TRAINING)
     assert result.returncode == 0, result.stderr
@@ -232,7 +234,7 @@ def test_without_the_mend_fairseq_leaves_out_the_longest_sentences(task):
         unmended = data_utils.batch_by_size.__wrapped__(numpy.arange(20), **options)
         assert sorted(numpy.concatenate(mended).tolist()) == list(range(20))
         missing = set(range(20)) - set(numpy.concatenate(unmended).tolist())
-        assert sorted(missing) == left_out
+        assert sorted(missing) == ([] if RELEASED else left_out)
     options.update(num_tokens_vec=None, required_batch_size_multiple=8)
     few = data_utils.batch_by_size([2, 0, 1], **options)
     assert [batch.tolist() for batch in few] == [[2, 0, 1]]
@@ -264,6 +266,8 @@ def test_a_copy_that_stops_halfway_spoils_the_checkpoint_without_the_mend(
 def test_a_resumed_training_has_other_batches_without_the_mend(mended, task):
     from fairseq.tasks.fairseq_task import FairseqTask
 
+    if RELEASED and not mended:
+        pytest.skip("its batches are the same without the mend")
     get = FairseqTask.get_batch_iterator
     get = get if mended else get.__wrapped__
     batches = []
@@ -275,6 +279,23 @@ def test_a_resumed_training_has_other_batches_without_the_mend(mended, task):
     task.dataset_to_epoch_iter.clear()
     assert sorted(sum(batches[0], [])) == sorted(sum(batches[1], []))
     assert (batches[0] == batches[1]) is mended
+
+
+def test_the_fused_encoder_layer_is_never_used(make_model):
+    from fairseq_plugins.compat.encoder import _without_fused_layer
+
+    class Layer:
+        def __init__(self, fused):
+            if fused:
+                self.can_use_fastpath = True  # fairseq 0.12.2
+
+    build = _without_fused_layer(Layer.__init__)
+    for fused in (True, False):
+        layer = Layer(fused)
+        build(layer, fused)
+        assert vars(layer) == ({"can_use_fastpath": False} if fused else {})
+    layers = make_model("transformer").encoder.layers
+    assert not any(getattr(layer, "can_use_fastpath", False) for layer in layers)
 
 
 def test_batches_that_are_not_drawn_by_the_epoch_are_left_as_they_are():

@@ -20,6 +20,7 @@ from fairseq_plugins.compat.devices import (
     let_bf16_run_without_tpu,
     let_torchrun_work_without_gpu,
 )
+from fairseq_plugins.compat.encoder import keep_to_the_plain_encoder_layer
 from fairseq_plugins.compat.half_precision import (
     count_skipped_updates,
     let_fp16_run_without_gpu,
@@ -36,6 +37,7 @@ def apply() -> None:
     let_torchrun_work_without_gpu()
     let_fp16_run_without_gpu()
     count_skipped_updates()
+    keep_to_the_plain_encoder_layer()
     keep_the_last_batch()
     copy_checkpoints_whole()
     resume_with_the_same_batches()
