@@ -56,7 +56,8 @@ def test_a_subword_without_a_join_mark_ends_its_word():
 
 
 def test_in_a_dictionary_without_any_mark_each_entry_is_a_word():
-    words = Spelling(["", "dog", "s", "dogs"]).words(torch.tensor([[1, 2, 0], [3, 0, 0]]))
+    rows = torch.tensor([[1, 2, 0], [3, 0, 0]])
+    words = Spelling(["", "dog", "s", "dogs"]).words(rows)
     assert words.ne(0).tolist() == [[True, True], [True, False]]
     assert len(set(words[words.ne(0)].tolist())) == 3
 
