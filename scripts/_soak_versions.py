@@ -1,5 +1,4 @@
-"""The environment of scripts/setup.sh by other Pythons and by the released fairseq,
-and the core of the tests there."""
+"""The set-up by other Pythons and with fairseq 0.12.2, and the core of the tests."""
 from __future__ import annotations
 
 import json
@@ -34,15 +33,14 @@ _RELEASED = {
 }
 
 
-def _part(version: str, name: str = "", pins: Mapping[str, str] | None = None) -> Any:
+def _part(name: str, version: str, *, pins: Mapping[str, str]) -> Any:
     """Return a part of the soak: set-up by a Python, with other pins if any."""
-    name = name or f"python{version}"
 
     def run(work: Path) -> Any:
         found = shutil.which(f"python{version}")
         if found is None:
             return {"not_tried": f"no python{version} on PATH", "passed": False}
-        return _set_up_and_test(found, (work / name).resolve(), pins or {})
+        return _set_up_and_test(found, (work / name).resolve(), pins)
 
     run.__doc__ = f"Set-up by Python {version} ({name}) and the core of the tests."
     return run
@@ -113,7 +111,11 @@ def _problem(command: list[str], folder: Path, **variables: str) -> str:
 
 
 PARTS = {
-    **{f"python{version}": _part(version) for version in ("3.10", "3.12")},
-    # Its dependencies' metadata is refused by the pip of later Pythons.
-    "fairseq0.12.2": _part("3.10", name="fairseq0.12.2", pins=_RELEASED),
+    name: _part(name, version, pins=pins)
+    for name, version, pins in (
+        ("python3.10", "3.10", {}),
+        ("python3.12", "3.12", {}),
+        # Its dependencies' metadata is refused by the pip of later Pythons.
+        ("fairseq0.12.2", "3.10", _RELEASED),
+    )
 }

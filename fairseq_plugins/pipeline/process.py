@@ -30,7 +30,7 @@ __all__ = [
 
 LAST_LINES = 12  # of a command's output, for a message
 # On a CPU, glibc gives every tensor of logits fresh pages and takes them away again at
-# once, which costs a sixth of an update. So it keeps what it has, up to these sizes.
+# once (scripts/bench_allocation.py). So it keeps what it has, up to these sizes.
 ALLOCATION = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),  # bytes
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
