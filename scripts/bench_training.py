@@ -45,8 +45,9 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "mrt, two-pass": dict(beam_loss="mrt", engine="two-pass"),
     "bso, two-pass": dict(beam_loss="bso", engine="two-pass"),
     "paper: slot-ce, soft, rollout": dict(
-        beam_loss="slot-ce", mixing="soft", epsilon=0.1, selection_clip=0.0, rho=0.8
-    ),
+        beam_loss="slot-ce", mixing="soft", epsilon=0.1, selection_clip=0.0, rho=0.8,
+        beam_dropout="none",
+    ),  # fmt: skip
 }
 PREDICTED = "risk, two-pass"  # the system that the formula for memory is about
 # Vocabulary and target length: the first is the size of Multi30k, the others grow.
@@ -149,10 +150,7 @@ def _criterion(task: Any, options: dict[str, Any]) -> Any:
     from fairseq_plugins.criterions.options import SoftBeamSearchConfig
     from fairseq_plugins.criterions.soft_beam_search import SoftBeamSearchCriterion
 
-    fixed = {
-        "beam_max_len_a": 1.0, "beam_max_len_b": 1,  # with its end: two beyond
-        "beam_dropout": "none",  # so that both engines search alike
-    }  # fmt: skip
+    fixed = {"beam_max_len_a": 1.0, "beam_max_len_b": 1}  # with its end: two beyond
     config = OmegaConf.structured(
         SoftBeamSearchConfig(label_smoothing=0.1, **{**fixed, **options})
     )

@@ -23,7 +23,10 @@ def settings(task: Any) -> Any:
     )
 
 
-def run(engine: str, model: Any, sample: Any, settings: Any, what: Any) -> Any:
+def run(
+    engine: str, model: Any, sample: Any, settings: Any, what: Any, *,
+    dropout: bool = False,
+) -> Any:  # fmt: skip
     from fairseq_plugins.beam.decoder import without_dropout
     from fairseq_plugins.beam.engines import searched_with_gradients
 
@@ -32,7 +35,7 @@ def run(engine: str, model: Any, sample: Any, settings: Any, what: Any) -> Any:
     with without_dropout(model.decoder):
         return searched_with_gradients(
             engine, model, encoder_out, net_input["prev_output_tokens"][:, 0],
-            sample["target"], settings=settings, what=what,
+            sample["target"], settings=settings, what=what, dropout=dropout,
         )  # fmt: skip
 
 
@@ -127,12 +130,13 @@ def losses_and_gradients(trace: Any, model: Any, sample: Any, settings: Any) -> 
 
 
 def assert_engines_agree(
-    model: Any, sample: Any, settings: Any, tolerance: float
+    model: Any, sample: Any, settings: Any, tolerance: float, *, dropout: bool = False
 ) -> None:
     """Compare losses to 1e-5, and their gradients to ``tolerance``."""
     results = {}
     for engine in ("rollout", "two-pass"):
-        trace = run(engine, model, sample, settings, everything())
+        torch.manual_seed(1)
+        trace = run(engine, model, sample, settings, everything(), dropout=dropout)
         results[engine] = losses_and_gradients(trace, model, sample, settings)
     (values, gradients), (others, other_gradients) = results.values()
     for name, value in values.items():
@@ -155,11 +159,23 @@ def test_both_engines_give_the_same_losses_and_gradients(
     assert_engines_agree(make_model(arch), collate(sentences), settings, 1e-5)
 
 
+def test_both_engines_agree_with_dropout_too(
+    arch, make_model, sentences, collate, settings
+):
+    model, sample = make_model(arch, dropout=0.3), collate(sentences)
+    assert_engines_agree(model, sample, settings, 1e-5, dropout=True)
+    plain = run("two-pass", model.eval(), sample, settings, everything())
+    dropped = run("two-pass", model, sample, settings, everything(), dropout=True)
+    assert plain.tokens.shape != dropped.tokens.shape or not torch.equal(
+        plain.tokens, dropped.tokens
+    )  # the search, too, is with dropout
+
+
 def test_shared_dropout_treats_slots_with_one_prefix_alike(
     arch, make_model, sentences, collate
 ):
     from fairseq_plugins.beam.decoder import IncrementalDecoder, without_dropout
-    from fairseq_plugins.beam.shared_dropout import shared_dropout
+    from fairseq_plugins.beam.shared_dropout import SharedDropout
     from fairseq_plugins.beam.tree import PrefixTree
     from fairseq_plugins.beam.tree_decoder import tree_features
 
@@ -172,16 +188,16 @@ def test_shared_dropout_treats_slots_with_one_prefix_alike(
     depths = torch.tensor([0, 1, 1, 1]).expand(4, -1)
     parents, is_node = torch.zeros_like(depths), torch.ones_like(depths).bool()
     tree = PrefixTree(node, tokens, parents, depths, is_node)
-    parallel = tree if arch == "transformer" else None
     with without_dropout(model), torch.no_grad():
         encoder_out = model.encoder(net_input["src_tokens"], net_input["src_lengths"])
         plain = tree_features(model, encoder_out, tree)
-        with shared_dropout(model.decoder, beam_size=BEAM, tree=parallel):
-            dropped = tree_features(model, encoder_out, tree)
-        decoder = IncrementalDecoder(model, encoder_out, batch_size=4, beam_size=BEAM)
-        with shared_dropout(model.decoder, beam_size=BEAM):
-            inputs = decoder.embed(tokens[:, 1:])
-            stepped = decoder.step(inputs, 0)
+        masks = SharedDropout(model.decoder, batch_size=4)
+        dropped = tree_features(model, encoder_out, tree, dropout=masks)
+        masks = SharedDropout(model.decoder, batch_size=4)
+        decoder = IncrementalDecoder(
+            model, encoder_out, batch_size=4, beam_size=BEAM, dropout=masks
+        )
+        stepped = decoder.step(decoder.embed(tokens[:, 1:]), 0)
         again = tree_features(model, encoder_out, tree)
     for features in (dropped[:, 1:], stepped):
         torch.testing.assert_close(features[:, :1].expand_as(features), features)
@@ -203,3 +219,18 @@ def test_gradients_with_shared_dropout_reach_the_whole_model(
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         assert gradients and all(g.isfinite().all() for g in gradients)
         assert sum(float(g.abs().sum()) for g in gradients) > 0
+
+
+@pytest.mark.parametrize("engine", ["rollout", "two-pass"])
+def test_activation_checkpointing_changes_no_gradient(
+    engine, make_model, make_criterion, sentences, collate
+):
+    gradients = []
+    for is_on in (False, True):
+        model = make_model("transformer", dropout=0.3, checkpoint_activations=is_on)
+        criterion = make_criterion(rho=0.5, beam_loss="risk", engine=engine)
+        torch.manual_seed(1)
+        criterion(model, collate(sentences))[0].backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)

@@ -10,9 +10,15 @@ from fairseq.models.transformer import TransformerDecoderBase
 from fairseq.modules import MultiheadAttention
 from torch import Tensor, nn
 
+from fairseq_plugins.beam.shared_dropout import SharedDropout
 from fairseq_plugins.beam.slot_attention import attention_of_slots, is_shareable
 
-__all__ = ["IncrementalDecoder", "check_decoder", "without_dropout"]
+__all__ = [
+    "IncrementalDecoder",
+    "check_decoder",
+    "without_checkpointing",
+    "without_dropout",
+]
 
 
 def check_decoder(decoder: nn.Module) -> None:
@@ -46,6 +52,24 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+@contextlib.contextmanager
+def without_checkpointing(module: nn.Module) -> Iterator[None]:
+    """Let layers keep their activations in spite of ``--checkpoint-activations``.
+
+    The backward pass would compute them anew when the decoder's mode, its masks and
+    the state of the search are others than they were.
+    """
+    parts: Iterator[Any] = module.modules()
+    wrapped = [(p, p.forward) for p in parts if hasattr(p, "precheckpoint_forward")]
+    for part, _ in wrapped:
+        part.forward = part.precheckpoint_forward
+    try:
+        yield
+    finally:
+        for part, forward in wrapped:
+            part.forward = forward
+
+
 class IncrementalDecoder:
     """Steps a decoder for K slots a sentence, fed with embeddings instead of tokens.
 
@@ -54,14 +78,23 @@ class IncrementalDecoder:
         encoder_out: what the model's encoder returned for B sentences.
         batch_size: B.
         beam_size: K.
+        dropout: of the B sentences; None for none.
     """
 
     def __init__(
-        self, model: Any, encoder_out: Any, *, batch_size: int, beam_size: int
+        self,
+        model: Any,
+        encoder_out: Any,
+        *,
+        batch_size: int,
+        beam_size: int,
+        dropout: SharedDropout | None = None,
     ) -> None:
         self._model = model
         self._decoder = model.decoder
         self._shape = (batch_size, beam_size)
+        self._dropout = dropout
+        self._sentences: Tensor | None = None  # None: all of them
         self._state: dict[str, dict[str, Tensor | None]] = {}
         # A Transformer's cross attention takes K queries for one sentence's keys, and
         # so does an LSTM's in `attention_of_slots`.
@@ -89,16 +122,17 @@ class IncrementalDecoder:
             self._decoder.dictionary.unk(),
             device=rows.device,
         )
-        hook = self._decoder.embed_tokens.register_forward_hook(lambda *_: rows)
-        try:
-            with attention_of_slots(self._decoder, self._encoder_out, self._shape):
-                features, _ = self._decoder.extract_features(
-                    tokens,
-                    encoder_out=self._encoder_out,
-                    incremental_state=self._state,
-                )
-        finally:
-            hook.remove()
+        with contextlib.ExitStack() as during:
+            hook = self._decoder.embed_tokens.register_forward_hook(lambda *_: rows)
+            during.callback(hook.remove)
+            during.enter_context(
+                attention_of_slots(self._decoder, self._encoder_out, self._shape)
+            )
+            if self._dropout is not None:
+                during.enter_context(self._dropout.at_step(position, self._sentences))
+            features, _ = self._decoder.extract_features(
+                tokens, encoder_out=self._encoder_out, incremental_state=self._state
+            )
         return features.view(*self._shape, -1)
 
     def log_probs(self, features: Tensor) -> Tensor:
@@ -145,6 +179,8 @@ class IncrementalDecoder:
                 for name, value in cached.items():
                     if value is not None:
                         cached[name] = value.index_select(0, sentences)
+        before = self._sentences
+        self._sentences = sentences if before is None else before[sentences]
         self._shape = (sentences.numel(), beam_size)
 
     def _cached(self) -> Iterator[tuple[dict[str, Any], str, int]]:

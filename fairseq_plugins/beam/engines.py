@@ -1,7 +1,6 @@
 """The two ways to a trace with gradients."""
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from fairseq_plugins.beam.decoder import IncrementalDecoder
 from fairseq_plugins.beam.projection import OutputLayer
 from fairseq_plugins.beam.rollout import rollout
-from fairseq_plugins.beam.shared_dropout import shared_dropout
+from fairseq_plugins.beam.shared_dropout import SharedDropout
 from fairseq_plugins.beam.state import BeamSettings
 from fairseq_plugins.beam.trace import BeamTrace
 from fairseq_plugins.beam.two_pass import Wanted, scored
@@ -41,24 +40,23 @@ def searched_with_gradients(
         start_tokens: the token that begins every hypothesis, shape (B,).
         target: gold tokens with their end of sentence, padded right, shape (B, T).
         max_lens: lower limits than ``settings.max_len``, shape (B,).
-        dropout: score with one mask for all hypotheses of a sentence at a step. The
-            search of ``two-pass`` is without, that of ``rollout`` is what is scored.
+        dropout: search and score with one mask for all hypotheses of a sentence at a
+            step, which both engines draw alike.
     """
     is_rollout = engine == "rollout"
-    on = shared_dropout(model.decoder, beam_size=settings.beam_size)
-    with (
-        on if dropout and is_rollout else contextlib.nullcontext(),
-        torch.set_grad_enabled(is_rollout and torch.is_grad_enabled()),
-    ):
+    masks = None
+    if dropout:
+        masks = SharedDropout(model.decoder, batch_size=len(target))
+    with torch.set_grad_enabled(is_rollout and torch.is_grad_enabled()):
         trace = search(
             model, encoder_out, start_tokens, target,
-            settings=settings, what=what, max_lens=max_lens,
+            settings=settings, what=what, max_lens=max_lens, dropout=masks,
         )  # fmt: skip
     if is_rollout:
         return trace
     return scored(
         trace, model, encoder_out, OutputLayer(model.decoder), start_tokens, target,
-        eos_id=settings.eos_id, what=what, dropout=dropout,
+        eos_id=settings.eos_id, what=what, dropout=masks,
     )  # fmt: skip
 
 
@@ -71,11 +69,13 @@ def search(
     settings: BeamSettings,
     what: Wanted,
     max_lens: Tensor | None = None,
+    dropout: SharedDropout | None = None,
 ) -> BeamTrace:
-    """Search as far as the losses need it; arguments as above."""
+    """Search as far as the losses need it; arguments as above, dropout by its masks."""
     decoder = IncrementalDecoder(
-        model, encoder_out, batch_size=len(target), beam_size=settings.beam_size
-    )
+        model, encoder_out, batch_size=len(target), beam_size=settings.beam_size,
+        dropout=dropout,
+    )  # fmt: skip
     if what.first_slot:
         follow_gold = "end"
     else:

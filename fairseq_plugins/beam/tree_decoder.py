@@ -15,22 +15,31 @@ from fairseq.modules import LearnedPositionalEmbedding
 from torch import Tensor
 
 from fairseq_plugins.beam.decoder import IncrementalDecoder
+from fairseq_plugins.beam.shared_dropout import SharedDropout
 from fairseq_plugins.beam.tree import PrefixTree
 
 __all__ = ["tree_features"]
 
 
-def tree_features(model: Any, encoder_out: Any, tree: PrefixTree) -> Tensor:
+def tree_features(
+    model: Any,
+    encoder_out: Any,
+    tree: PrefixTree,
+    *,
+    dropout: SharedDropout | None = None,
+) -> Tensor:
     """Return what predicts the token after each node, shape (B, N, D).
 
     Args:
         model: an encoder-decoder whose decoder passes
             :func:`fairseq_plugins.beam.decoder.check_decoder`.
         encoder_out: what the model's encoder returned for B sentences.
+        dropout: of the search that found the tree; None for none.
     """
     if isinstance(model.decoder, LSTMDecoder):
-        return _by_depth(model, encoder_out, tree)
-    return _in_parallel(model.decoder, encoder_out, tree)
+        return _by_depth(model, encoder_out, tree, dropout)
+    with dropout.over_tree(tree) if dropout else contextlib.nullcontext():
+        return _in_parallel(model.decoder, encoder_out, tree)
 
 
 def _in_parallel(decoder: Any, encoder_out: Any, tree: PrefixTree) -> Tensor:
@@ -81,11 +90,13 @@ def _at_depths(decoder: Any, tree: PrefixTree) -> Iterator[None]:
         del embedding.forward
 
 
-def _by_depth(model: Any, encoder_out: Any, tree: PrefixTree) -> Tensor:
+def _by_depth(
+    model: Any, encoder_out: Any, tree: PrefixTree, dropout: SharedDropout | None
+) -> Tensor:
     """Go through the depths, dropping sentences that have no deeper nodes."""
     batch_size, _, beam_size = tree.node.shape
     decoder = IncrementalDecoder(
-        model, encoder_out, batch_size=batch_size, beam_size=beam_size
+        model, encoder_out, batch_size=batch_size, beam_size=beam_size, dropout=dropout
     )
     has_nodes = (tree.node >= 0).any(-1)  # (B, L)
     num_depths = has_nodes.sum(1).cpu()

@@ -9,11 +9,10 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import torch
-from fairseq.models.lstm import LSTMDecoder
 from torch import Tensor
 
 from fairseq_plugins.beam.projection import OutputLayer, log_probs_of
-from fairseq_plugins.beam.shared_dropout import shared_dropout
+from fairseq_plugins.beam.shared_dropout import SharedDropout
 from fairseq_plugins.beam.trace import BeamTrace
 from fairseq_plugins.beam.tree import PrefixTree, prefix_tree
 from fairseq_plugins.beam.tree_decoder import tree_features
@@ -39,7 +38,7 @@ def scored(
     *,
     eos_id: int,
     what: Wanted,
-    dropout: bool,
+    dropout: SharedDropout | None,
 ) -> BeamTrace:
     """Return the trace of a hard search with gradients in its scores.
 
@@ -49,18 +48,17 @@ def scored(
         start_tokens: the token that begins every hypothesis, shape (B,).
         target: gold tokens, padded right, shape (B, T).
         what: the scores that the losses use; others stay without gradient.
-        dropout: score with dropout, see `shared_dropout`. Without it the search's own
-            log-probabilities are right and only their gradient is computed.
+        dropout: of the search; None if it was without.
     """
     masks = _masks(trace, what)
     count = masks.ends.long()
     count = count.scatter_add(2, trace.origins, masks.pool.long())
     count[..., :1] += masks.first.long()
     tree = prefix_tree(trace, count > 0, start_tokens)
-    features = _features(model, encoder_out, tree, dropout)
+    features = tree_features(model, encoder_out, tree, dropout=dropout)
     last = _last_tokens(trace, tree, masks, _gold(trace, target), eos_id)
     known = _Scores(trace.pool_steps, trace.ends_steps, trace.gold_first.unsqueeze(-1))
-    steps = _step_scores(last, known, features, output_layer, not dropout)
+    steps = _step_scores(last, known, features, output_layer)
     before = _cumulative(trace, tree, steps.pool)
     pool = steps.pool + before.gather(2, trace.origins)
     return dataclasses.replace(
@@ -69,17 +67,6 @@ def scored(
         ends=torch.where(masks.ends, steps.ends + before, trace.ends),
         gold_first=steps.first.squeeze(-1),
     )
-
-
-def _features(
-    model: Any, encoder_out: Any, tree: PrefixTree, dropout: bool
-) -> Tensor:
-    if not dropout:
-        return tree_features(model, encoder_out, tree)
-    parallel = None if isinstance(model.decoder, LSTMDecoder) else tree
-    beam_size = tree.node.size(2)
-    with shared_dropout(model.decoder, beam_size=beam_size, tree=parallel):
-        return tree_features(model, encoder_out, tree)
 
 
 class _Scores(NamedTuple):
@@ -137,19 +124,17 @@ def _step_scores(
     known: _Scores,
     features: Tensor,
     output_layer: OutputLayer,
-    same_network: bool,
 ) -> _Scores:
-    """Return log-probabilities of last tokens, with gradients; 0 if not wanted."""
+    """Return log-probabilities of last tokens, with gradients; 0 if not wanted.
+
+    The search's own values are right; only their gradient is computed.
+    """
     rows, tokens, values = (
         torch.cat([part[mask] for part, mask in zip(parts, last.masks)])
         for parts in (last.rows, last.tokens, known)
     )
     log_probs = log_probs_of(
-        output_layer,
-        features.flatten(0, 1),
-        rows,
-        tokens,
-        values if same_network else None,
+        output_layer, features.flatten(0, 1), rows, tokens, values
     )
     pieces = log_probs.split([int(mask.sum()) for mask in last.masks])
     return _Scores(

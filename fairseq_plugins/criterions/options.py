@@ -93,8 +93,8 @@ class SoftBeamSearchConfig(LabelSmoothedCrossEntropyCriterionConfig):
     )
     beam_dropout: ChoiceEnum(["none", "shared"]) = _option(  # type: ignore # noqa: F821
         "shared",
-        "dropout of the decoder where hypotheses are scored: none, or one mask for all "
-        "hypotheses of a sentence at a step; rollout then searches with it, too",
+        "dropout of the decoder where hypotheses are searched and scored: none, or one "
+        "mask for all hypotheses of a sentence at a step",
     )
     pool_size: int = _option(
         0,

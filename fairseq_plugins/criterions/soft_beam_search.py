@@ -14,7 +14,11 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 from fairseq.logging import metrics
 from torch import Tensor, nn
 
-from fairseq_plugins.beam.decoder import check_decoder, without_dropout
+from fairseq_plugins.beam.decoder import (
+    check_decoder,
+    without_checkpointing,
+    without_dropout,
+)
 from fairseq_plugins.beam.engines import searched_with_gradients
 from fairseq_plugins.beam.objective import (
     ObjectiveSettings,
@@ -94,7 +98,7 @@ class SoftBeamSearchCriterion(LabelSmoothedCrossEntropyCriterion):
         # encoder's output from that of the cross entropy.
         with _output_of(model.encoder) as encoder_outs:
             ce_loss, sample_size, logged = super().forward(model, sample)
-        with without_dropout(model.decoder):
+        with without_dropout(model.decoder), without_checkpointing(model.decoder):
             trace = searched_with_gradients(
                 engine_of(self.cfg, model.decoder),
                 model,
