@@ -145,6 +145,22 @@ def test_half_precision_gives_the_losses_of_float32_to_its_precision(
     assert all(g.isfinite().all() for g in gradients.values())
 
 
+@option_sets
+def test_autocast_gives_the_gradients_of_float32_to_its_precision(
+    arch, options, make_model, make_criterion, sentences, collate
+):
+    criterion, sample = make_criterion(rho=0.5, **options), collate(sentences)
+    found = []
+    for is_on in (False, True):
+        model = make_model(arch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_on):
+            loss = criterion(model, sample)[0]
+        loss.backward()  # outside, as fairseq does with `--amp`
+        gradients = [p.grad.flatten() for p in model.parameters() if p.requires_grad]
+        found.append(torch.cat(gradients))
+    assert torch.cosine_similarity(*found, dim=0) > 0.95
+
+
 def test_a_search_leaves_every_module_in_its_mode(
     arch, make_model, make_criterion, sentences, collate
 ):

@@ -82,6 +82,7 @@ class _LogProbs(torch.autograd.Function):
         if values is None:
             values = _gather(output_layer, features, rows, tokens)
         ctx.output_layer = output_layer
+        ctx.autocast = _autocast(features.device.type)
         ctx.save_for_backward(rows, tokens, features)
         return values.clone()
 
@@ -96,7 +97,7 @@ class _LogProbs(torch.autograd.Function):
         rows, tokens, grad = rows[reached], tokens[reached], grad[reached]
         pieces = _pieces(layer, features, rows, tokens)
         for at, piece_rows, piece_tokens, picked in pieces:
-            with torch.enable_grad():
+            with torch.enable_grad(), torch.autocast(**ctx.autocast):
                 inputs = features[at].detach().requires_grad_()
                 logits = layer(inputs)
             # d log p_v / d logits = one-hot(v) - p, times the gradient, summed a row.
@@ -109,6 +110,15 @@ class _LogProbs(torch.autograd.Function):
             for total_grad, part in zip(grad_parameters, found[1:]):
                 total_grad += part
         return (None, None, None, None, grad_features, *grad_parameters)
+
+
+def _autocast(device_type: str) -> dict[str, Any]:
+    """Return what makes an autocast like the present one: backward runs outside it."""
+    return {
+        "device_type": device_type,
+        "enabled": torch.is_autocast_enabled(device_type),
+        "dtype": torch.get_autocast_dtype(device_type),
+    }
 
 
 def _gather(
