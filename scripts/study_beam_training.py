@@ -92,12 +92,16 @@ def _parse() -> argparse.Namespace:
 
 
 def _runs(options: argparse.Namespace) -> Iterator[Run]:
-    """Yield what everything starts from, then one seed of all systems, and so on."""
+    """Yield what everything starts from, then one seed of all systems, and so on.
+
+    The control comes first, in whatever order they are asked for: without it there is
+    nothing to compare the others with.
+    """
     for cell in options.only:
         pair, model = cell.split("/")
         yield Run(pair, model, "baseline", 1)
         for seed in options.seeds:
-            for system in options.systems:
+            for system in sorted(options.systems, key=list(SYSTEMS).index):
                 yield Run(pair, model, system, seed)
 
 
