@@ -1,7 +1,11 @@
 """Means over seeds, in a document that keeps the rest of its text."""
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
+from conftest import ROOT
 
 from fairseq_plugins.evaluation.study_table import study_table
 from fairseq_plugins.pipeline.files import write_between
@@ -39,3 +43,14 @@ def test_text_between_marks_is_replaced_and_a_document_without_them_refused(tmp_
     assert path.read_text() == "a\n<!-- x-begin -->\nnew\n<!-- x-end -->\nb\n"
     with pytest.raises(ValueError, match="must have the marks <!-- y-begin -->"):
         write_between(path, "y", "new")
+
+
+def test_the_study_runs_the_control_before_what_is_compared_with_it():
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from study_beam_training import _runs
+
+    options = SimpleNamespace(
+        only=["de-en/lstm"], systems=["soft", "mrt", "control"], seeds=[1, 2]
+    )
+    systems = [run.system for run in _runs(options)]
+    assert systems == ["baseline", *["control", "soft", "mrt"] * 2]
