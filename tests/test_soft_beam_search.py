@@ -279,3 +279,13 @@ def test_a_model_whose_state_it_cannot_mix_is_refused(
     model.decoder = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match="LSTMDecoder or .* but is Linear"):
         make_criterion()(model, collate(sentences))
+
+
+def test_a_language_model_is_refused_by_what_it_lacks(
+    make_model, make_criterion, sentences, collate
+):
+    from fairseq.models import FairseqLanguageModel
+
+    model = FairseqLanguageModel(make_model("transformer").decoder)
+    with pytest.raises(ValueError, match="FairseqLanguageModel has no encoder"):
+        make_criterion()(model, collate(sentences))

@@ -15,14 +15,20 @@ from fairseq_plugins.beam.slot_attention import attention_of_slots, is_shareable
 
 __all__ = [
     "IncrementalDecoder",
-    "check_decoder",
+    "check_model",
     "without_checkpointing",
     "without_dropout",
 ]
 
 
-def check_decoder(decoder: nn.Module) -> None:
-    """Raise ``ValueError`` unless the beam knows how to keep the decoder's state."""
+def check_model(model: Any) -> None:
+    """Raise ``ValueError`` unless the beam can be searched with this model."""
+    if getattr(model, "encoder", None) is None:
+        raise ValueError(
+            f"the model must have an encoder and a decoder, but {type(model).__name__} "
+            "has no encoder: soft_beam_search is for `--task translation`."
+        )
+    decoder = model.decoder
     if getattr(decoder, "adaptive_softmax", None) is not None:
         raise ValueError("`--adaptive-softmax-cutoff` must not be given here.")
     if isinstance(decoder, LSTMDecoder):
@@ -74,7 +80,7 @@ class IncrementalDecoder:
     """Steps a decoder for K slots a sentence, fed with embeddings instead of tokens.
 
     Args:
-        model: an encoder-decoder whose decoder passes :func:`check_decoder`.
+        model: what passes :func:`check_model`.
         encoder_out: what the model's encoder returned for B sentences.
         batch_size: B.
         beam_size: K.

@@ -31,8 +31,7 @@ def tree_features(
     """Return what predicts the token after each node, shape (B, N, D).
 
     Args:
-        model: an encoder-decoder whose decoder passes
-            :func:`fairseq_plugins.beam.decoder.check_decoder`.
+        model: what passes :func:`fairseq_plugins.beam.decoder.check_model`.
         encoder_out: what the model's encoder returned for B sentences.
         dropout: of the search that found the tree; None for none.
     """

@@ -15,7 +15,7 @@ from fairseq.logging import metrics
 from torch import Tensor, nn
 
 from fairseq_plugins.beam.decoder import (
-    check_decoder,
+    check_model,
     without_checkpointing,
     without_dropout,
 )
@@ -93,7 +93,7 @@ class SoftBeamSearchCriterion(LabelSmoothedCrossEntropyCriterion):
         """
         if not self.training or self.cfg.rho == 1:
             return super().forward(model, sample, reduce)
-        check_decoder(model.decoder)
+        check_model(model)
         # The wrapper of a distributed model must see a call, so the beam takes the
         # encoder's output from that of the cross entropy.
         with _output_of(model.encoder) as encoder_outs:

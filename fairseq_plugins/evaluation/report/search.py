@@ -85,7 +85,7 @@ def _load(checkpoint: Path, data: Path, languages: tuple[str, str]) -> tuple[Any
     from fairseq import checkpoint_utils
 
     import fairseq_plugins
-    from fairseq_plugins.beam.decoder import check_decoder
+    from fairseq_plugins.beam.decoder import check_model
 
     fairseq_plugins.register()
     source, target = languages
@@ -94,7 +94,7 @@ def _load(checkpoint: Path, data: Path, languages: tuple[str, str]) -> tuple[Any
         models, _, task = checkpoint_utils.load_model_ensemble_and_task(
             [str(checkpoint)], arg_overrides=overrides
         )
-        check_decoder(models[0].decoder)
+        check_model(models[0])
     except Exception as error:  # fairseq and torch have many kinds of it
         raise UserError(
             f"`{checkpoint}` cannot be searched ({error}). Give --explore 0 for a "
