@@ -26,12 +26,15 @@ ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"train": 100, "valid": 10, "test": 13, "test1": 2}
 MAX_POSITIONS = 60
 CONFIG = """\
-arch: lstm
+arch: transformer
 encoder_embed_dim: 8
 decoder_embed_dim: 8
-encoder_hidden_size: 8
-decoder_hidden_size: 8
-decoder_out_embed_dim: 8
+encoder_ffn_embed_dim: 8
+decoder_ffn_embed_dim: 8
+encoder_layers: 1
+decoder_layers: 1
+encoder_attention_heads: 2
+decoder_attention_heads: 2
 max_source_positions: {positions}
 max_target_positions: {positions}
 optimizer: adam
@@ -200,7 +203,7 @@ def test_one_process_finds_what_several_of_fairseq_generate_find(
         checkpoint, data / "bin", ("xx", "yy"), max_tokens=200
     ) as translator:
         references = translator.score_references(subset, log=log)
-        for beam, lenpen, theirs in ((4, 1.0, wide), (1, 0.5, narrow)):
+        for beam, lenpen, theirs in ((1, 0.5, narrow), (4, 1.0, wide)):
             part = SearchPart(tmp_path / str(beam), {})
             ours = translator.translate(
                 subset, beam=beam, lenpen=lenpen, log=log, part=part
@@ -210,6 +213,7 @@ def test_one_process_finds_what_several_of_fairseq_generate_find(
                 [(float(score) * math.log(2), text) for score, text in theirs["H"][n]]
                 for n in range(SIZES["test"])
             ]
+        # A Transformer that was told of 4 hypotheses must not see them in references.
         again = translator.score_references(subset, log=log)
     assert again == references
     lengths = [len(gold["P"][n][0][0].split()) for n in range(SIZES["test"])]

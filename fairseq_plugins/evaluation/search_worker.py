@@ -87,14 +87,19 @@ class Model:
             yield {"sentences": sentences, "tokens": tokens, "seconds": seconds}
 
     def _generator(self, request: Record) -> Any:
+        from fairseq.modules.beamable_mm import BeamableMM
+
         options = copy.deepcopy(self._cfg.generation)
-        if "beam" not in request:
-            options.score_reference = True
-        else:
+        if "beam" in request:
             options.beam, options.lenpen = request["beam"], request["lenpen"]
-            for module in self._models[0].modules():  # of convolutional models
-                if hasattr(module, "set_beam_size"):
-                    module.set_beam_size(request["beam"])
+        else:
+            options.score_reference = True
+        # Of convolutional models, which fairseq-generate tells of its one beam. Nothing
+        # else must hear of it: a Transformer's attention would round differently, and
+        # take the references for K hypotheses of each source.
+        for module in self._models[0].modules():
+            if isinstance(module, BeamableMM):
+                module.set_beam_size(request.get("beam", 1))
         return self._task.build_generator(self._models, options)
 
     def _batches(self, subset: str) -> Iterator[Any]:
