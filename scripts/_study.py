@@ -108,17 +108,34 @@ def _p_value(folder: Path, control: Path, row: dict[str, Any]) -> Any:
 def write_result(
     path: Path, folder: Path, identity: dict[str, Any], scores: list[dict[str, Any]]
 ) -> None:
-    """Keep a run's configuration, log and scores as one JSON."""
+    """Keep a run's configuration, log and scores as one JSON.
+
+    Scores of the same checkpoint that are in it already, by other beam sizes, stay.
+    """
     log = (folder / "train.log").read_text(encoding="utf-8").splitlines()
     result = {
         **identity,
         "config": _portable(RunFolder(folder).read_config()),
         "finished": read_json(folder / "finished.json"),
         "log": [line for line in log if any(mark in line for mark in LOGGED)],
-        "scores": scores,
+        "scores": _with_earlier(path, scores),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
+
+
+def _with_earlier(path: Path, scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def identity(score: dict[str, Any]) -> Any:
+        return score["subset"], score["beam"], score["lenpen"]
+
+    def model(score: dict[str, Any]) -> Any:
+        return score["checkpoint_sha256"], score["data_sha256"]
+
+    earlier = read_json(path)["scores"] if path.is_file() else []
+    models = {model(score) for score in scores}
+    found = {identity(score): score for score in earlier if model(score) in models}
+    found.update((identity(score), score) for score in scores)
+    return [found[key] for key in sorted(found)]
 
 
 def summary_rows(results: Path, identity: Sequence[str]) -> list[dict[str, Any]]:
