@@ -17,6 +17,7 @@ from fairseq_plugins.pipeline.run_folder import RunFolder
 __all__ = [
     "CONFIGS",
     "ROOT",
+    "beams_with_earlier",
     "evaluated",
     "parser_of_study",
     "prepare",
@@ -93,6 +94,16 @@ def evaluated(
     return rows
 
 
+def beams_with_earlier(path: Path, beams: Sequence[int]) -> list[int]:
+    """Return beam sizes and those of a run's earlier result, which none may lose.
+
+    What is translated already costs nothing anew, and all are compared with the same
+    control.
+    """
+    earlier = read_json(path)["scores"] if path.is_file() else []
+    return sorted({*beams, *(score["beam"] for score in earlier)})
+
+
 def _p_value(folder: Path, control: Path, row: dict[str, Any]) -> Any:
     theirs = control / "eval" / row["hypotheses"]
     if not theirs.is_file():
@@ -108,34 +119,17 @@ def _p_value(folder: Path, control: Path, row: dict[str, Any]) -> Any:
 def write_result(
     path: Path, folder: Path, identity: dict[str, Any], scores: list[dict[str, Any]]
 ) -> None:
-    """Keep a run's configuration, log and scores as one JSON.
-
-    Scores of the same checkpoint that are in it already, by other beam sizes, stay.
-    """
+    """Keep a run's configuration, log and scores as one JSON."""
     log = (folder / "train.log").read_text(encoding="utf-8").splitlines()
     result = {
         **identity,
         "config": _portable(RunFolder(folder).read_config()),
         "finished": read_json(folder / "finished.json"),
         "log": [line for line in log if any(mark in line for mark in LOGGED)],
-        "scores": _with_earlier(path, scores),
+        "scores": scores,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
-
-
-def _with_earlier(path: Path, scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    def identity(score: dict[str, Any]) -> Any:
-        return score["subset"], score["beam"], score["lenpen"]
-
-    def model(score: dict[str, Any]) -> Any:
-        return score["checkpoint_sha256"], score["data_sha256"]
-
-    earlier = read_json(path)["scores"] if path.is_file() else []
-    models = {model(score) for score in scores}
-    found = {identity(score): score for score in earlier if model(score) in models}
-    found.update((identity(score), score) for score in scores)
-    return [found[key] for key in sorted(found)]
 
 
 def summary_rows(results: Path, identity: Sequence[str]) -> list[dict[str, Any]]:

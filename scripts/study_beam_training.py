@@ -24,6 +24,7 @@ _environment.ensure()
 from _study import (  # noqa: E402
     CONFIGS,
     ROOT,
+    beams_with_earlier,
     evaluated,
     parser_of_study,
     prepare,
@@ -126,18 +127,18 @@ def _evaluate(run: Run, options: argparse.Namespace) -> None:
     Systems are compared after the same number of updates, so that none is chosen by
     its score.
     """
-    folder = options.out / run.name
+    folder, result = options.out / run.name, options.results / f"{run.name}.json"
     is_compared = run.system not in ("baseline", "control")
     scores = evaluated(
         folder,
         subsets=TESTS,
-        beams=options.beams,
+        beams=beams_with_earlier(result, options.beams),
         checkpoint="best" if run.system == "baseline" else "last",
         control=options.out / run._replace(system="control").name
         if is_compared
         else None,
     )
-    write_result(options.results / f"{run.name}.json", folder, run._asdict(), scores)
+    write_result(result, folder, run._asdict(), scores)
 
 
 def _write_summary(results: Path) -> None:

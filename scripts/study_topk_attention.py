@@ -24,6 +24,7 @@ _environment.ensure()
 from _study import (  # noqa: E402
     CONFIGS,
     ROOT,
+    beams_with_earlier,
     evaluated,
     parser_of_study,
     prepare,
@@ -149,11 +150,12 @@ def _evaluate(variant: str, seed: int, options: argparse.Namespace) -> None:
     Variants are compared after the same number of updates.
     """
     name = _run_name(variant, seed)
+    path = options.results / f"{name}.json"
     is_compared = variant not in ("start", "plain")
     scores = evaluated(
         options.out / name,
         subsets=("valid", *TESTS),
-        beams=options.beams,
+        beams=beams_with_earlier(path, options.beams),
         checkpoint="best" if variant == "start" else "last",
         control=options.out / _run_name("plain", seed) if is_compared else None,
     )
@@ -165,7 +167,6 @@ def _evaluate(variant: str, seed: int, options: argparse.Namespace) -> None:
         **{key: getattr(chosen, key) for key in ("system", "k", "epsilon")},
         "seed": seed,
     }
-    path = options.results / f"{name}.json"
     write_result(path, options.out / name, identity, scores)
 
 

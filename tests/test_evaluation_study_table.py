@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from fairseq_plugins.evaluation.study_table import study_table
-from fairseq_plugins.pipeline.files import read_json, write_between
+from fairseq_plugins.pipeline.files import read_json, write_between, write_json
 
 
 def row(system: str, seed: int, beam: int, bleu: float, p: float | None) -> dict:
@@ -56,29 +56,26 @@ def test_the_study_runs_the_control_before_what_is_compared_with_it():
     assert systems == ["baseline", *["control", "soft", "mrt"] * 2]
 
 
-def test_a_study_with_fewer_beams_keeps_the_scores_of_the_others(tmp_path):
+def test_a_study_with_fewer_beams_keeps_the_scores_of_the_others(monkeypatch, tmp_path):
     sys.path.insert(0, str(ROOT / "scripts"))
-    from _study import write_result
+    import study_beam_training as study
 
-    (tmp_path / "train.log").write_text("")
-    (tmp_path / "config.yaml").write_text("data: d\nrun: r\narch: lstm\n")
-    (tmp_path / "finished.json").write_text("{}")
+    def evaluated(folder, *, subsets, beams, **_):
+        return [{"beam": beam} for beam in beams]
 
-    def write(checkpoint: str, **bleu_by_beam: float) -> dict[str, float]:
-        same = dict(subset="test", lenpen=1.0, data_sha256="d")
-        write_result(
-            tmp_path / "result.json",
-            tmp_path,
-            {},
-            [
-                dict(same, checkpoint_sha256=checkpoint, beam=int(beam[1:]), bleu=bleu)
-                for beam, bleu in bleu_by_beam.items()
-            ],
-        )
-        scores = read_json(tmp_path / "result.json")["scores"]
-        return {f"k{score['beam']}": score["bleu"] for score in scores}
+    def write_result(path, folder, identity, scores):
+        write_json(path, {"scores": scores})
 
-    assert write("a", k1=1.0, k10=2.0, k50=3.0) == {"k1": 1.0, "k10": 2.0, "k50": 3.0}
-    assert write("a", k5=4.0, k1=5.0) == {"k1": 5.0, "k5": 4.0, "k10": 2.0, "k50": 3.0}
-    # Another model's scores are no company for those of this one.
-    assert write("b", k5=6.0) == {"k5": 6.0}
+    monkeypatch.setattr(study, "evaluated", evaluated)
+    monkeypatch.setattr(study, "write_result", write_result)
+
+    def beams_after(run: study.Run, *beams: int) -> list[int]:
+        options = SimpleNamespace(out=tmp_path, results=tmp_path, beams=beams)
+        study._evaluate(run, options)
+        scores = read_json(tmp_path / f"{run.name}.json")["scores"]
+        return [score["beam"] for score in scores]
+
+    run = study.Run("de-en", "lstm", "control", 1)
+    assert beams_after(run, 50, 1, 10) == [1, 10, 50]
+    assert beams_after(run, 1, 5) == [1, 5, 10, 50]
+    assert beams_after(run._replace(seed=2), 5) == [5]
