@@ -66,7 +66,7 @@ smoke_model() {
 }
 smoke_training() { # UPDATES
   echo cpu=true bf16=null distributed_world_size=1 num_workers=0 batches_per_update=1 max_tokens=1000 lr=3e-3 warmup_updates=null \
-    warmup_init_lr=null lr_scheduler=fixed max_update="$1" save_interval_updates=7 log_interval=5 "$(smoke_model)"
+    warmup_init_lr=null total_num_update=null lr_scheduler=fixed max_update="$1" save_interval_updates=7 log_interval=5 "$(smoke_model)"
 }
 
 train() { # CONFIG RUN UPDATES-OF-A-SMOKE [key=value ...]

@@ -62,7 +62,7 @@ def test_it_trains_on_a_tiny_slice(
     config.update(
         sizes, data=str(tiny_data), run=str(tmp_path), cpu=True, num_workers=0,
         max_tokens=100, batches_per_update=1, max_update=1, save_interval_updates=1,
-        lr_scheduler="fixed", warmup_init_lr=None,
+        lr_scheduler="fixed", warmup_init_lr=None, total_num_update=None,
     )  # fmt: skip
     config = {key: value for key, value in config.items() if value is not None}
     command = training_command(config)
