@@ -25,7 +25,7 @@ def settings(task: Any) -> Any:
 
 def run(
     engine: str, model: Any, sample: Any, settings: Any, what: Any, *,
-    dropout: bool = False,
+    dropout: bool = False, max_lens: torch.Tensor | None = None,
 ) -> Any:  # fmt: skip
     from fairseq_plugins.beam.decoder import without_dropout
     from fairseq_plugins.beam.engines import searched_with_gradients
@@ -36,6 +36,7 @@ def run(
         return searched_with_gradients(
             engine, model, encoder_out, net_input["prev_output_tokens"][:, 0],
             sample["target"], settings=settings, what=what, dropout=dropout,
+            max_lens=max_lens,
         )  # fmt: skip
 
 
@@ -102,6 +103,35 @@ def test_a_hard_search_returns_what_fairseqs_generator_returns(
         max_len_a=0, max_len_b=max_len,
     )  # fmt: skip
     assert_same_hypotheses(hypotheses_of(trace, settings, lenpen), expected)
+
+
+def test_no_sentence_goes_beyond_the_limit_of_all_whatever_its_own(
+    arch, make_model, task, sentences, collate, settings
+):
+    sample, model = collate(sentences), make_model(arch).eval()
+    settings = dataclasses.replace(settings, max_len=3)
+    own = torch.full((len(sentences),), 20)
+    what = everything(gold=False, first_slot=False)
+    with torch.no_grad():
+        trace = run("rollout", model, sample, settings, what, max_lens=own)
+    expected = generated(
+        model, task, sample, beam_size=BEAM, max_len_a=0, max_len_b=3
+    )  # fmt: skip
+    assert_same_hypotheses(hypotheses_of(trace, settings, 1.0), expected)
+
+
+def test_a_sentence_without_any_hypothesis_has_the_largest_risk():
+    from fairseq_plugins.beam.losses import minimum_risk, soft_risk
+    from fairseq_plugins.beam.trace import Hypotheses
+
+    none = torch.zeros(1, BEAM, dtype=torch.long)
+    log_probs = torch.full((1, BEAM), float("-inf"), requires_grad=True)
+    found = Hypotheses(none.unsqueeze(-1), none, log_probs, none, none)
+    costs = torch.ones(1, BEAM)
+    risk = soft_risk(found, costs, epsilon=0.2, lenpen=1.0)
+    assert risk.tolist() == minimum_risk(found, costs, alpha=0.1).tolist() == [1.0]
+    risk.sum().backward()
+    assert log_probs.grad.tolist() == [[0.0] * BEAM]
 
 
 def losses_and_gradients(trace: Any, model: Any, sample: Any, settings: Any) -> Any:

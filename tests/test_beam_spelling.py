@@ -18,11 +18,24 @@ letters = st.text("ab19 .,-'!(ä", max_size=24).filter(
 
 
 def test_spelling_joins_subwords_and_leaves_out_marks_and_special_symbols():
-    spelling = Spelling(["", "", "", "", "▁the", "▁d", "og", "s@@"])
-    rows = spelling.characters(torch.tensor([[4, 5, 6, 1], [7, 6, 1, 1]]))
-    texts = ["".join(chr(c) for c in row if c) for row in rows.tolist()]
-    assert texts == ["thedog", "sog"]
-    assert rows.tolist()[1][3:] == [0, 0, 0]
+    for subwords in (
+        ["", "", "", "", "▁the", "▁d", "og", "s"],
+        ["", "", "", "", "the", "d@@", "og", "s@@"],
+    ):
+        spelling = Spelling(subwords)
+        rows = spelling.characters(torch.tensor([[4, 5, 6, 1], [7, 6, 1, 1]]))
+        texts = ["".join(chr(c) for c in row if c) for row in rows.tolist()]
+        assert texts == ["thedog", "sog"]
+        assert rows.tolist()[1][3:] == [0, 0, 0]
+
+
+def test_one_subword_with_the_other_kinds_mark_is_spelled_as_it_is():
+    of_sentencepiece = ["", "▁s", "▁he", "llo", "@@"]
+    of_subword_nmt = ["", "he@@", "llo", "s@@", "▁"]
+    rows = torch.tensor([[2, 3, 1, 3, 0], [1, 2, 3, 2, 0]])
+    for subwords, row in zip((of_sentencepiece, of_subword_nmt), rows):
+        words = Spelling(subwords).words(row.unsqueeze(0))
+        assert words.ne(0).sum() == 2, subwords
 
 
 @settings(max_examples=300, deadline=None)

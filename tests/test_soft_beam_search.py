@@ -161,6 +161,39 @@ def test_autocast_gives_the_gradients_of_float32_to_its_precision(
     assert torch.cosine_similarity(*found, dim=0) > 0.95
 
 
+@pytest.mark.parametrize("scale", [1024.0, 2.0**-10, 0.0])
+@option_sets
+def test_gradients_are_in_proportion_to_the_scale_of_the_loss(
+    arch, scale, options, make_model, make_criterion, sentences, collate
+):
+    # Half precision multiplies the loss, and a batch of padding counts for nothing:
+    # what is clipped must not depend on it.
+    criterion, sample = make_criterion(rho=0.5, **options), collate(sentences)
+    model = make_model(arch)
+    _, expected = loss_and_gradients(criterion, model, sample)
+    model.zero_grad()
+    (scale * criterion(model, sample)[0]).backward()
+    for name, parameter in model.named_parameters():
+        if name in expected:
+            wanted = scale * expected[name]
+            error = 1e-4 * float(wanted.abs().max())
+            torch.testing.assert_close(parameter.grad, wanted, rtol=1e-3, atol=error)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_with_autocast_a_straight_through_search_is_still_the_hard_one(
+    dtype, make_model, make_criterion, sentences, collate
+):
+    sample, losses = collate(sentences), []
+    for mixing in ("hard", "straight-through"):
+        criterion = make_criterion(
+            beam_loss="mrt", mixing=mixing, engine="rollout", beam_dropout="none"
+        )
+        with torch.autocast("cpu", dtype):
+            losses.append(criterion(make_model("transformer"), sample)[2]["beam_loss"])
+    assert torch.equal(*losses)
+
+
 def test_a_search_leaves_every_module_in_its_mode(
     arch, make_model, make_criterion, sentences, collate
 ):
@@ -227,7 +260,10 @@ def test_epsilon_follows_the_number_of_updates_that_the_task_is_told(
     make_model, make_criterion, sentences, collate, task, monkeypatch
 ):
     monkeypatch.setattr(task, "train_step", task.train_step)  # undone afterwards
-    criterion = make_criterion(epsilon=1.0, epsilon_end=0.01, epsilon_updates=10)
+    criterion = make_criterion(
+        mixing="soft", beam_loss="slot-ce",
+        epsilon=1.0, epsilon_end=0.01, epsilon_updates=10,
+    )  # fmt: skip
     model, optimizer = make_model("lstm"), SimpleNamespace(backward=lambda loss: None)
     seen = []
     for update in (0, 5, 10, 50):
@@ -250,6 +286,18 @@ def test_epsilon_follows_the_number_of_updates_that_the_task_is_told(
         (dict(beam=20), r"`--pool-size` must be above .* but is 80"),
         (dict(beam_start=0), r"`--beam-start` must be at least 1, but is 0"),
         (dict(beam_max_len_a=-1.0), r"`--beam-max-len-a` must be 0 or more"),
+        (dict(beam=1), r"`--beam` must be at least 2 with risk: one"),
+        (dict(beam_start=1, beam_updates=9), r"`--beam-start` must be at least 2 with"),
+        (dict(beam_start=2), r"`--beam-updates` must be positive, .* `--beam-start`"),
+        (
+            dict(mixing="soft", epsilon_end=0.1),
+            r"`--epsilon-updates` must be positive, .* `--epsilon-end` is about",
+        ),
+        (
+            dict(epsilon_end=0.1, epsilon_updates=9),
+            r"`--epsilon-end` must be left out with hard mixing",
+        ),
+        (dict(beam_min_len=12), r"`--beam-min-len` must be at most 11.5, the longest"),
         (dict(risk_epsilon=0.0), r"`--risk-epsilon` must be positive and finite"),
         (
             dict(engine="two-pass", mixing="soft"),

@@ -114,9 +114,11 @@ def soft_risk(
         epsilon: of the choice, in nats a token if ``lenpen`` is 1.
 
     Returns:
-        loss, shape (B,).
+        loss, shape (B,); 1, the largest cost, for a sentence without any hypothesis.
     """
-    return (soft_topk(hypotheses.scores(lenpen), 1, epsilon=epsilon) * costs).sum(-1)
+    choice = soft_topk(hypotheses.scores(lenpen), 1, epsilon=epsilon)
+    has_none = hypotheses.lengths.sum(-1) == 0
+    return (choice * costs).sum(-1).masked_fill(has_none, 1.0)
 
 
 def minimum_risk(hypotheses: Hypotheses, costs: Tensor, *, alpha: float) -> Tensor:

@@ -11,6 +11,7 @@ from fairseq_plugins.beam.projection import OutputLayer, log_probs_of
 from fairseq_plugins.beam.state import BeamSettings, BeamState
 from fairseq_plugins.beam.step import Candidates, Selection, expand, select
 from fairseq_plugins.beam.trace import BeamTrace, TraceRecorder
+from fairseq_plugins.operators.arguments import full_precision
 
 __all__ = ["rollout"]
 
@@ -46,10 +47,13 @@ def rollout(
         settings: how the beam selects and mixes.
         finish: go on until K hypotheses have ended, as ``fairseq-generate`` does.
         follow_gold: go on ``"until-lost"``, or to gold's ``"end"``, or ``"no"``.
-        max_lens: lower limits than ``settings.max_len``, shape (B,).
+        max_lens: each sentence's own limit, where it is lower than
+            ``settings.max_len``, shape (B,).
     """
     if max_lens is None:
         max_lens = torch.full_like(start_tokens, settings.max_len)
+    # Above the limit of all a sentence would not be made to end at its last step.
+    max_lens = max_lens.clamp_max(settings.max_len)
     search = _Search(
         decoder, output_layer, target, max_lens, settings, finish, follow_gold
     )
@@ -124,9 +128,13 @@ class _Search:
             weights = selection.weights
             slots = torch.arange(self._settings.beam_size, device=weights.device)
             is_from = candidates.origins.unsqueeze(-1).eq(slots).to(weights.dtype)
-            self._decoder.mix(torch.einsum("bmk,bmo->bko", weights, is_from))
             embedded = self._decoder.embed(candidates.tokens)  # (B, M, D)
-            inputs = torch.einsum("bmk,bmd->bkd", weights.to(embedded.dtype), embedded)
+            # What hard mixing only copies must not be rounded by autocast, either.
+            with full_precision(weights):
+                self._decoder.mix(torch.einsum("bmk,bmo->bko", weights, is_from))
+                inputs = torch.einsum(
+                    "bmk,bmd->bkd", weights.to(embedded.dtype), embedded
+                )
         return self._shrink(inputs)
 
     def _scores(
@@ -189,9 +197,6 @@ class _Search:
         state, goes_on = self._state, self._goes_on.unsqueeze(-1)
         ends = (scores.ends + state.log_probs).masked_fill(~goes_on, float("-inf"))
         overlap = selection.state.same.triu(1).flatten(1).any(-1)
-        # After a reset to gold slot 0 is the only one that holds something.
-        alone = selection.state.log_probs[:, 1:].isinf().all(-1)
-        resets = (candidates.gold >= 0) & (self._settings.reset_margin is not None)
         self._recorder.add(
             self._sentences,
             pool=pool.masked_fill(~goes_on, float("-inf")),
@@ -207,7 +212,7 @@ class _Search:
             finishes=candidates.finishes & goes_on,
             is_alive=state.log_probs.detach().isfinite() & goes_on,
             distinct=~overlap & self._goes_on,
-            resets=alone & resets & self._goes_on,
+            resets=selection.resets & self._goes_on,
         )
 
     def _shrink(self, inputs: Tensor) -> Tensor:

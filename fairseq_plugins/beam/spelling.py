@@ -22,16 +22,19 @@ class Spelling:
     Args:
         subwords: of the dictionary, in its order; special symbols are spelled as "".
         word_mark: a space (SentencePiece).
-        join_mark: ends a subword that no space follows (subword-nmt). Where no subword
-            has it, spaces are ``word_mark`` only, and without that each is a word.
+        join_mark: ends a subword that no space follows (subword-nmt).
+
+    The mark that more subwords have is the one that counts; without any of them every
+    subword is a word.
     """
 
     def __init__(
         self, subwords: Iterable[str], *, word_mark: str = "▁", join_mark: str = "@@"
     ) -> None:
         texts = list(subwords)
-        has_joins = any(text.endswith(join_mark) for text in texts)
-        if has_joins or not any(word_mark in text for text in texts):
+        num_joins = sum(text.endswith(join_mark) for text in texts)
+        num_words = sum(word_mark in text for text in texts)
+        if num_joins > num_words or not num_words:
             spaced = (f"{text} ".replace(f"{join_mark} ", "") for text in texts)
             texts = ["" if text == " " else text for text in spaced]
         texts = [text.replace(word_mark, " ") for text in texts]

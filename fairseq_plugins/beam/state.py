@@ -5,14 +5,33 @@ candidate pool, L for the steps of a search and D for the embedding.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
 
-__all__ = ["MIXINGS", "BeamSettings", "BeamState"]
+__all__ = ["MIXINGS", "BeamSettings", "BeamState", "LossScale"]
 
 MIXINGS = ("soft", "straight-through", "hard")
+
+
+class LossScale:
+    """What a backward pass multiplies all gradients by: not 1 in half precision.
+
+    Attributes:
+        value: of the present backward pass, as soon as the loss has been reached.
+    """
+
+    def __init__(self) -> None:
+        self.value: Tensor | float = 1.0
+
+    def learn_from(self, loss: Tensor) -> None:
+        """Take the gradient that will arrive at a scalar loss as the scale."""
+        if loss.requires_grad:
+            loss.register_hook(self._set)
+
+    def _set(self, gradient: Tensor) -> None:
+        self.value = gradient.detach().abs()
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,7 @@ class BeamSettings:
         selection_clip: largest norm of the gradient that reaches one selection of one
             sentence; 0 does not clip. A selection multiplies it by up to 2 / epsilon
             on its way to the step before, so that it explodes over many steps.
+        loss_scale: of the backward pass that ``selection_clip`` is meant without.
         reset_margin: when the gold prefix does not lead the edge of the beam by this
             many nats, go on from it alone (LaSO; Daume and Marcu, 2005), instead of
             without it; 0 resets when it would be pruned, None never.
@@ -47,6 +67,7 @@ class BeamSettings:
     epsilon: float = 1.0
     mixing: str = "hard"
     selection_clip: float = 0.0
+    loss_scale: LossScale = field(default_factory=LossScale, compare=False)
     reset_margin: float | None = None
 
 

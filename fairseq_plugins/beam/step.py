@@ -48,11 +48,13 @@ class Selection:
         held: the candidate that a slot mostly consists of, shape (B, K).
         weights: share of each candidate in each slot, shape (B, M, K), every column
             sums to 1; None where every slot is its ``held`` and nothing else.
+        resets: whether the beam goes on from gold alone, shape (B,).
         state: the slots after the selection.
     """
 
     held: Tensor
     weights: Tensor | None
+    resets: Tensor
     state: BeamState
 
 
@@ -156,8 +158,9 @@ def select(
         # reach, so by the envelope theorem its gradient is the shares: none flows
         # through them.
         shares = weights.detach()
-        # Nothing times -inf would be NaN.
-        log_probs = torch.einsum("bmk,bm->bk", shares, scores.clamp_min(-1e9))
+        # Nothing times -inf would be NaN; a matrix product would be rounded to half
+        # precision where autocast is on.
+        log_probs = (shares * scores.clamp_min(-1e9).unsqueeze(-1)).sum(1)
     # After a reset only slot 0 holds something, as before the first step.
     empty = torch.zeros_like(held, dtype=torch.bool)
     if resets is not None:
@@ -172,7 +175,9 @@ def select(
         state.num_finished + candidates.finishes.sum(-1),
         state.max_lens,
     )
-    return Selection(held, weights, new_state)
+    if resets is None:
+        resets = torch.zeros_like(candidates.gold, dtype=torch.bool)
+    return Selection(held, weights, resets, new_state)
 
 
 def _resets(
@@ -213,11 +218,14 @@ def _assignment(scores: Tensor, settings: BeamSettings) -> Tensor | None:
         hard = torch.eye(*weights.shape[1:], dtype=weights.dtype, device=weights.device)
         weights = hard + (weights - weights.detach())
     if settings.selection_clip and weights.requires_grad:
-        weights.register_hook(lambda grad: _clipped(grad, settings.selection_clip))
+        weights.register_hook(lambda grad: _clipped(grad, settings))
     return weights
 
 
-def _clipped(gradient: Tensor, norm: float) -> Tensor:
-    """Scale each sentence's gradient down to a Euclidean norm of ``norm`` at most."""
+def _clipped(gradient: Tensor, settings: BeamSettings) -> Tensor:
+    """Scale each sentence's gradient down to the largest Euclidean norm allowed."""
     norms = gradient.flatten(1).norm(dim=-1)[:, None, None]
-    return gradient * (norm / norms.clamp_min(norm))
+    # Of a batch that counts for nothing (a scale of 0) every gradient is 0.
+    tiny = torch.finfo(norms.dtype).tiny
+    largest = norms.new_full((), settings.selection_clip) * settings.loss_scale.value
+    return gradient * (largest / torch.maximum(norms, largest).clamp_min(tiny))

@@ -21,7 +21,7 @@ _NOTHING = {"pool": -torch.inf, "ends": -torch.inf, "gold": -1, "gold_rank": 1 <
 
 @dataclass(frozen=True)
 class BeamTrace:
-    """The L steps of B searches; all but the two scores are without gradient.
+    """The L steps of B searches; all but the first three are without gradient.
 
     At step t the hypotheses have t tokens. A sentence whose search is over has pools
     of ``-inf``, no gold and nothing that finishes.

@@ -7,6 +7,7 @@ each node's state from its parent.
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any, Iterator
 
 import torch
@@ -53,10 +54,14 @@ def _in_parallel(decoder: Any, encoder_out: Any, tree: PrefixTree) -> Tensor:
 def _attending_to(decoder: Any, tree: PrefixTree) -> Iterator[None]:
     """Put the tree's ancestors in place of the mask of the future."""
 
-    def ancestor_mask(inputs: Tensor) -> Tensor:
-        mask = torch.zeros(ancestors.shape, dtype=inputs.dtype, device=inputs.device)
+    @functools.cache  # every layer asks, and keeps what it gets for the backward pass
+    def mask_of(dtype: torch.dtype) -> Tensor:
+        mask = torch.zeros(ancestors.shape, dtype=dtype, device=ancestors.device)
         mask = mask.masked_fill_(~ancestors, float("-inf"))
         return mask.repeat_interleave(num_heads, dim=0)
+
+    def ancestor_mask(inputs: Tensor) -> Tensor:
+        return mask_of(inputs.dtype)
 
     ancestors = tree.ancestors()
     num_heads = decoder.layers[0].self_attn.num_heads

@@ -132,7 +132,9 @@ def check_options(cfg: SoftBeamSearchConfig, pool_size: int, task: Any) -> None:
     for name, value, is_met, rule in [
         *_ranges(cfg),
         *_pool_rules(cfg, pool_size, task),
+        *_schedule_rules(cfg),
         *(_combinations(cfg, task) if cfg.rho < 1 else ()),
+        *(_rules_of_a_gradient(cfg) if cfg.rho < 1 else ()),
     ]:
         if not is_met:
             raise ValueError(f"`--{name}` must be {rule}, but is {value}.")
@@ -178,6 +180,48 @@ def _pool_rules(cfg: SoftBeamSearchConfig, pool_size: int, task: Any) -> list[_R
         "vocabulary without padding and end of sentence"
     )
     return [("pool-size", pool_size, widest < pool_size <= largest_pool, rule)]
+
+
+def _schedule_rules(cfg: SoftBeamSearchConfig) -> list[_Rule]:
+    rule = "positive, the number of updates that `--{}` is about"
+    moves = {
+        "beam": (cfg.beam_updates, "beam-start", cfg.beam_start, cfg.beam),
+        "epsilon": (cfg.epsilon_updates, "epsilon-end", cfg.epsilon_end, cfg.epsilon),
+    }
+    return [
+        (
+            f"{name}-updates",
+            updates,
+            other is None or other == value or updates > 0,
+            rule.format(option),
+        )
+        for name, (updates, option, other, value) in moves.items()
+    ]
+
+
+def _rules_of_a_gradient(cfg: SoftBeamSearchConfig) -> list[_Rule]:
+    """Return what must hold for the beam loss to teach anything at all."""
+    losses = parse_loss_weights(cfg.beam_loss)
+    needed = 2 if set(losses) <= set(FINISHING) else 1
+    narrowest = {"beam": cfg.beam, "beam-start": cfg.beam_start or cfg.beam}
+    compares = f"at least 2 with {' and '.join(losses)}: one hypothesis has no rival"
+    shortest = cfg.beam_max_len_a + cfg.beam_max_len_b
+    return [
+        *((name, k, k >= needed, compares) for name, k in narrowest.items()),
+        (
+            "beam-min-len",
+            cfg.beam_min_len,
+            cfg.beam_min_len <= shortest,
+            f"at most {shortest:g}, the longest hypothesis of a source of one token "
+            "(--beam-max-len-a and --beam-max-len-b)",
+        ),
+        (
+            "epsilon-end",
+            cfg.epsilon_end,
+            cfg.epsilon_end is None or str(cfg.mixing) != "hard",
+            "left out with hard mixing, which has no epsilon",
+        ),
+    ]
 
 
 def _combinations(cfg: SoftBeamSearchConfig, task: Any) -> list[_Rule]:

@@ -98,6 +98,7 @@ class SoftBeamSearchCriterion(LabelSmoothedCrossEntropyCriterion):
         # encoder's output from that of the cross entropy.
         with _output_of(model.encoder) as encoder_outs:
             ce_loss, sample_size, logged = super().forward(model, sample)
+        settings = self._beam_settings(model, sample)
         with without_dropout(model.decoder), without_checkpointing(model.decoder):
             trace = searched_with_gradients(
                 engine_of(self.cfg, model.decoder),
@@ -105,13 +106,14 @@ class SoftBeamSearchCriterion(LabelSmoothedCrossEntropyCriterion):
                 encoder_outs[0],
                 sample["net_input"]["prev_output_tokens"][:, 0],
                 sample["target"],
-                settings=self._beam_settings(model, sample),
+                settings=settings,
                 what=what_losses_want(self.loss_weights),
                 max_lens=self._max_len(sample["net_input"]["src_lengths"]).long(),
                 dropout=str(self.cfg.beam_dropout) == "shared",
             )
         searched, quality = beam_loss(trace, sample["target"], self.objective)
         loss = self.cfg.rho * ce_loss + (1 - self.cfg.rho) * searched
+        settings.loss_scale.learn_from(loss)
         logged.update(loss=loss.data, ce_loss=ce_loss.data, beam_loss=searched.data)
         logged.update(search_statistics(trace))
         logged.update(quality)
