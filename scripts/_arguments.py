@@ -40,3 +40,11 @@ def trainings(text: str) -> Sequence[Path]:
     if not paths:
         raise argparse.ArgumentTypeError(f"must name a system, but is `{text}`")
     return paths
+
+
+def output_file(text: str) -> Path:
+    """Return where to write a file, unless that is a folder."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file, but `{text}` is a folder")
+    return path

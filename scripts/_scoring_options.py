@@ -11,6 +11,8 @@ from fairseq_plugins.evaluation.comparable import MAX_EMPTY
 from fairseq_plugins.evaluation.run_scores import Scoring
 from fairseq_plugins.evaluation.table import format_table
 
+FORCED = "Scored by --force: not comparable with other scores."
+
 
 def add_evaluation(
     parser: argparse.ArgumentParser, *, several_subsets: bool = False
@@ -42,6 +44,15 @@ def evaluation(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def add_refusals(parser: argparse.ArgumentParser) -> None:
+    """Add what is to be scored all the same."""
+    add = parser.add_argument
+    add("--max-empty", type=share, default=MAX_EMPTY, metavar="SHARE",
+        help="hypotheses that may be empty (default: %(default)s)")  # fmt: skip
+    add("--force", action="store_true",
+        help="score what looks wrong: subword marks, tokenised text, ...")  # fmt: skip
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--tokenised", action="store_true",
@@ -52,10 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"default: {DEFAULT_MODEL}")  # fmt: skip
     add("--comet-gpus", type=at_least(0), default=0, metavar="N",
         help="default: 0")  # fmt: skip
-    add("--max-empty", type=share, default=MAX_EMPTY, metavar="SHARE",
-        help="hypotheses that may be empty (default: %(default)s)")  # fmt: skip
-    add("--force", action="store_true",
-        help="score what looks wrong: subword marks, tokenised text, ...")  # fmt: skip
+    add_refusals(parser)
 
 
 def scoring(arguments: argparse.Namespace) -> Scoring:

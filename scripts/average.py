@@ -22,7 +22,7 @@ import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from _arguments import at_least  # noqa: E402
+from _arguments import at_least, output_file  # noqa: E402
 
 from fairseq_plugins.evaluation.average import average_checkpoints  # noqa: E402
 from fairseq_plugins.pipeline.errors import UserError, run_command_line  # noqa: E402
@@ -38,7 +38,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.INFO)
     arguments = _parse_arguments()
     paths, output = _choose(arguments)
-    record = output.with_suffix(".json")
+    record = output.with_name(f"{output.name}.inputs.json")
     inputs = [_identity(path) for path in paths]
     if output.is_file() and record.is_file() and read_json(record) == inputs:
         print(f"`{output}` is the mean of these already: nothing to do.")
@@ -57,9 +57,10 @@ def _choose(arguments: argparse.Namespace) -> tuple[list[Path], Path]:
     updates, epochs = arguments.last_updates, arguments.last_epochs
     count = updates or epochs
     if not count:
+        checkpoints = _checkpoints(paths)
         if arguments.output is None:
             raise UserError("`--output` must be given with checkpoints to average.")
-        return _checkpoints(paths), arguments.output
+        return checkpoints, arguments.output
     if len(paths) != 1 or not paths[0].is_dir():
         raise UserError(
             "`--last-updates` and `--last-epochs` must have one run folder, but have "
@@ -107,7 +108,7 @@ def _parse_arguments() -> argparse.Namespace:
                       help="the last N that were saved by updates")  # fmt: skip
     last.add_argument("--last-epochs", type=at_least(1), metavar="N",
                       help="the last N that were saved after an epoch")  # fmt: skip
-    add("--output", type=Path, metavar="FILE")
+    add("--output", type=output_file, metavar="FILE")
     return parser.parse_args()
 
 

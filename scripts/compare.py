@@ -8,9 +8,10 @@ for each seed: a_1,a_2,a_3. What scripts/evaluate.py has not done yet is done fi
 With --reference it is a file of translations, or several of them, one for each seed.
 
 p is how probable a difference from the control as great as this one is between equally
-good systems: by paired approximate randomisation and by paired bootstrap, sacrebleu's.
-The seeds of a system are pooled sentence by sentence. [low, high] is a 95 % confidence
-interval of the difference, over sentences and seeds.
+good systems, by sacrebleu's paired approximate randomisation. Its paired bootstrap is
+beside it, whose figure is smaller (docs/evaluation.md). The seeds of a system are
+pooled sentence by sentence. [low, high] is a 95 % confidence interval of the
+difference, over sentences and seeds.
 """
 from __future__ import annotations
 
@@ -25,12 +26,12 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import _scoring_options  # noqa: E402
-from _arguments import at_least, trainings  # noqa: E402
+from _arguments import at_least, output_file, trainings  # noqa: E402
 
 from fairseq_plugins.evaluation.comparison import compare_files  # noqa: E402
 from fairseq_plugins.evaluation.run_comparison import compare_runs  # noqa: E402
 from fairseq_plugins.evaluation.run_names import system_names  # noqa: E402
-from fairseq_plugins.evaluation.run_scores import Row  # noqa: E402
+from fairseq_plugins.evaluation.run_scores import Row, Scoring  # noqa: E402
 from fairseq_plugins.evaluation.table import format_table  # noqa: E402
 from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
 from fairseq_plugins.pipeline.files import write_json  # noqa: E402
@@ -43,7 +44,13 @@ def main() -> int:
     systems = [arguments.control, *arguments.systems]
     if arguments.reference:
         rows = compare_files(
-            systems[0], systems[1:], arguments.reference, shown=arguments.sentences
+            systems[0],
+            systems[1:],
+            arguments.reference,
+            source=arguments.source,
+            shown=arguments.sentences,
+            max_empty=arguments.max_empty,
+            force=arguments.force,
         )
     else:
         rows = compare_runs(
@@ -51,10 +58,11 @@ def main() -> int:
             systems[1:],
             shown=arguments.sentences,
             **_scoring_options.evaluation(arguments),
+            scoring=Scoring(max_empty=arguments.max_empty, force=arguments.force),
         )
+    print("\n".join([_table(rows), *_sentences(rows)]))
     if arguments.json:
         write_json(arguments.json, rows)
-    print("\n".join([_table(rows), *_sentences(rows)]))
     return 0
 
 
@@ -81,7 +89,8 @@ def _table(rows: list[Row]) -> str:
     signatures = dict.fromkeys(
         row[key] for key in _SIGNATURES for row in rows if key in row
     )
-    return "\n".join([format_table(headings, cells), *signatures])
+    notes = [_scoring_options.FORCED] if any("forced" in row for row in rows) else []
+    return "\n".join([format_table(headings, cells), *signatures, *notes])
 
 
 _TRAINING = ("updates", "train_seconds", "beam")
@@ -147,10 +156,13 @@ def _parse_arguments() -> argparse.Namespace:
     add("systems", type=trainings, nargs="+", metavar="SYSTEM")
     add("--reference", type=Path, metavar="REF",
         help="compare files of translations of this text")  # fmt: skip
+    add("--source", type=Path, metavar="SRC",
+        help="with --reference: what was translated, for checks")  # fmt: skip
     _scoring_options.add_evaluation(parser)
+    _scoring_options.add_refusals(parser)
     add("--sentences", type=at_least(0), default=3, metavar="N",
         help="sentences of greatest gain and loss to show (default: 3)")  # fmt: skip
-    add("--json", type=Path, metavar="FILE", help="write the rows here, too")
+    add("--json", type=output_file, metavar="FILE", help="write the rows here, too")
     # Which of them are given is only seen where they have no defaults.
     defaults = {name: parser.get_default(name) for name in _OF_RUNS}
     parser.set_defaults(**dict.fromkeys(defaults))
@@ -161,6 +173,8 @@ def _parse_arguments() -> argparse.Namespace:
             f"--{given[0]} is an option for run folders, but with --reference files of "
             "translations are compared, which are scored as they are"
         )
+    if arguments.source and not arguments.reference:
+        parser.error("--source is for --reference; of run folders it is known")
     missing = {name: defaults[name] for name in defaults if name not in given}
     return argparse.Namespace(**{**vars(arguments), **missing})
 

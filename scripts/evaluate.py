@@ -20,7 +20,7 @@ import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import _scoring_options  # noqa: E402
-from _arguments import at_least  # noqa: E402
+from _arguments import at_least, output_file  # noqa: E402
 
 from fairseq_plugins.evaluation.run_scores import Row, evaluate_run  # noqa: E402
 from fairseq_plugins.evaluation.table import format_table  # noqa: E402
@@ -38,13 +38,13 @@ def main() -> int:
         max_tokens=arguments.max_tokens,
         scoring=_scoring_options.scoring(arguments),
     )
-    if arguments.json:
-        write_json(arguments.json, rows)
     titles = dict.fromkeys(row["title"] for row in rows)
     reports = [
         _report([row for row in rows if row["title"] == title]) for title in titles
     ]
     print("\n\n\n".join(reports))
+    if arguments.json:
+        write_json(arguments.json, rows)
     return 0
 
 
@@ -74,7 +74,8 @@ def _report(rows: list[Row]) -> str:
         for row in rows
         if key in row
     )
-    return "\n\n".join([*parts, "\n".join(signatures)])
+    notes = [_scoring_options.FORCED] if any("forced" in row for row in rows) else []
+    return "\n\n".join([*parts, "\n".join(signatures), *notes])
 
 
 def _scores(rows: list[Row]) -> str:
@@ -142,7 +143,7 @@ def _parse_arguments() -> argparse.Namespace:
     add("--max-tokens", type=at_least(1), default=4000, metavar="N",
         help="tokens in a batch (default: 4000)")  # fmt: skip
     _scoring_options.add_options(parser)
-    add("--json", type=Path, metavar="FILE", help="write the rows here, too")
+    add("--json", type=output_file, metavar="FILE", help="write the rows here, too")
     return parser.parse_args()
 
 

@@ -20,6 +20,7 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import _scoring_options  # noqa: E402
+from _arguments import output_file  # noqa: E402
 
 from fairseq_plugins.evaluation.file_scores import score_files  # noqa: E402
 from fairseq_plugins.evaluation.table import format_table  # noqa: E402
@@ -39,12 +40,12 @@ def main() -> int:
         language=arguments.language,
         scoring=_scoring_options.scoring(arguments),
     )
-    if arguments.json == "-":
+    if arguments.json == Path("-"):
         print(json.dumps(scores, indent=2, ensure_ascii=False))
         return 0
-    if arguments.json:
-        write_json(Path(arguments.json), scores)
     print(_report(scores))
+    if arguments.json:
+        write_json(arguments.json, scores)
     return 0
 
 
@@ -77,7 +78,7 @@ def _report(scores: dict[str, Any]) -> str:
     older = _scoring_options.older_papers([scores])
     lines += ["", older] if older else []
     if scores["forced"]:
-        lines += ["", "Scored by --force: not comparable with other scores."]
+        lines += ["", _scoring_options.FORCED]
     return "\n".join(lines)
 
 
@@ -99,7 +100,7 @@ def _parse_arguments() -> argparse.Namespace:
         help="of the text, for --tokenised; the files hold tokens if it is not "
         "given")  # fmt: skip
     _scoring_options.add_options(parser)
-    add("--json", nargs="?", const="-", metavar="FILE",
+    add("--json", nargs="?", const=Path("-"), type=output_file, metavar="FILE",
         help="write JSON to FILE, or print it instead of the table")  # fmt: skip
     return parser.parse_args()
 

@@ -105,7 +105,10 @@ compare() { # CONTROL RUN...: of those that were trained the first is the contro
   case ${#trained[@]} in
     0) fail "nothing has been trained in \`$out/$task\` yet: run the stage baseline." ;;
     1) run "$python" scripts/evaluate.py "${trained[@]}" --checkpoint checkpoint_average.pt --beam 1 5 ;;
-    *) run "$python" scripts/compare.py "${trained[@]}" --checkpoint checkpoint_average.pt --beam 1 5 --sentences 0 ;;
+    *)
+      [[ $1 = "${trained[0]}" ]] ||
+        echo "warning: \`$1\` has not been trained, so that \`${trained[0]}\` is the control: it had fewer updates" >&2
+      run "$python" scripts/compare.py "${trained[@]}" --checkpoint checkpoint_average.pt --beam 1 5 --sentences 0 ;;
   esac
 }
 

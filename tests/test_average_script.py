@@ -79,9 +79,23 @@ def test_paths_are_averaged_where_output_says(run: Path, tmp_path: Path) -> None
     assert weight(tmp_path / "mean.pt") == 7.5
 
 
+def test_nothing_but_the_output_and_its_record_is_written(
+    run: Path, tmp_path: Path
+) -> None:
+    paths = [run / "checkpoints" / f"checkpoint{n}.pt" for n in (3, 12)]
+    mine = tmp_path / "mean.json"
+    mine.write_text("mine")
+    assert call(*paths, "--output", tmp_path / "mean.pt").returncode == 0
+    assert mine.read_text() == "mine"
+    assert call(*paths, "--output", tmp_path / "other.json").returncode == 0
+    assert weight(tmp_path / "other.json") == 7.5
+
+
 def test_mistakes_are_named(run: Path, tmp_path: Path) -> None:
     for arguments, message in (
         ([run, "--output", tmp_path / "m.pt"], "must be given with the run folder"),
+        ([run], "`--last-epochs` must be given with the run folder"),
+        ([run, "--last-epochs", 2, "--output", tmp_path], "must be a file, but"),
         ([tmp_path, "--last-updates", 2], "must be a run folder of scripts/train.py"),
     ):
         result = call(*arguments)

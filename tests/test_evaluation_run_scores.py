@@ -287,6 +287,42 @@ def test_empty_references_are_refused_by_the_share_that_is_given(
     assert not calls
 
 
+def test_scores_that_were_forced_say_so_and_are_refused_later_without(
+    run: Path, calls: list[dict[str, Any]]
+) -> None:
+    lines = ["two men walk .", "a dog , fast", "the red house ."]
+    (run.parent / "corpus" / "test.yy").write_text("\n".join(lines) + "\n")
+    (row,) = evaluate_run(run, beams=[1], scoring=Scoring(force=True))
+    assert "forced" not in row  # three lines are too few to be called tokenised
+    marked = ["two men@@ walk", *lines[1:]]
+    (run.parent / "corpus" / "test.yy").write_text("\n".join(marked) + "\n")
+    (row,) = evaluate_run(run, beams=[1], scoring=Scoring(force=True))
+    assert row["forced"] and stored(run) == [row]
+    for beams in ([1], [2]):  # known, and to be searched first
+        with pytest.raises(UserError, match="reference 1 must be plain text"):
+            evaluate_run(run, beams=beams)
+    assert [call["beam"] for call in calls] == [1, 1]
+
+
+def test_pieces_that_cannot_be_text_again_are_refused_before_the_search(
+    run: Path, calls: list[dict[str, Any]]
+) -> None:
+    path = run.parent / "corpus" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["spm_model"]
+    path.write_text(json.dumps({**manifest, "bpe_codes": "codes"}))
+    with pytest.raises(UserError, match="`model_type: subword-nmt`"):
+        evaluate_run(run, beams=[1])
+    assert not calls
+
+
+def test_a_beam_and_a_test_set_are_scored_once_however_often_they_are_named(
+    run: Path, calls: list[dict[str, Any]]
+) -> None:
+    rows = evaluate_run(run, beams=[2, 1, 2], subset=["test", "first_set"])
+    assert [row["beam"] for row in rows] == [2, 1]
+
+
 def test_a_known_name_with_another_number_of_sentences_is_refused(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

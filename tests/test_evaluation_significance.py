@@ -195,6 +195,27 @@ def test_wrong_input_is_refused(references: list[str]) -> None:
         paired_test(references, references, references, samples=0)
 
 
+def test_a_seed_that_is_no_number_is_named(
+    references: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SACREBLEU_SEED", "abc")
+    with pytest.raises(UserError, match="`SACREBLEU_SEED` must be .* but is `abc`"):
+        paired_test(references, references, references, samples=10)
+
+
+def test_files_that_look_wrong_are_compared_only_if_forced(tmp_path: Path) -> None:
+    lines = [f"a man@@ walks {number}" for number in range(9)]
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    ours.write_text("\n".join(lines))
+    theirs.write_text("\n".join(reversed(lines)))
+    with pytest.raises(UserError, match="holds subword marks"):
+        compare_files([ours], [[theirs]], ours)
+    control, row = compare_files([ours], [[theirs]], ours, force=True)
+    assert row["forced"] and control["bleu"] > row["bleu"]
+    with pytest.raises(UserError, match="must be a file, but is a folder"):
+        compare_files([ours], [[tmp_path]], ours, force=True)
+
+
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no ../shared/data")
 def test_wmt17_systems_differ_by_their_published_scores() -> None:
     # The scores are published. So great a difference on 3,004 sentences can only have

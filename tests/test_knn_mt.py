@@ -261,6 +261,27 @@ def test_a_kill_leaves_no_description_of_other_hypotheses(run, tmp_path, monkeyp
     assert not list(tmp_path.glob("*.json"))
 
 
+def test_translations_of_another_test_text_are_not_taken(run, tmp_path, monkeypatch):
+    comparison = experiment.Experiment(
+        RunFolder(run).checkpoints / "checkpoint_best.pt",
+        PreparedCorpus.load(run.parent / "corpus"),
+        tmp_path,
+        experiment.Options(),
+    )
+    comparison.compare([], ["test"], beam=1)
+    translated = []
+    monkeypatch.setattr(
+        experiment, "translate",
+        lambda *_, **__: translated.append(1) or ["a"] * 20,
+    )  # fmt: skip
+    comparison.compare([], ["test"], beam=1)
+    assert not translated
+    monkeypatch.setattr(experiment, "digest_of_data", lambda *_: "of another text")
+    monkeypatch.setattr(experiment, "score", lambda *_: experiment.Options())
+    comparison.compare([], ["test"], beam=1)
+    assert translated
+
+
 def test_the_command_names_what_is_wrong(run):
     script = ROOT / "scripts" / "knn_mt.py"
     done = python(script, run, "--subset", "tset")

@@ -42,6 +42,7 @@ def test_a_run_is_finished_only_after_its_end(
         ({}, True, True),
         ({"log_interval": 1, "cpu": True}, True, True),  # only what is shown and where
         ({"max_update": 20}, False, True),  # how long
+        ({"lr": "1e-1"}, True, True),  # YAML takes this number for text
         ({"lr": 0.2}, False, False),  # what is learnt
         ({"dropout": 0.2, "max_update": 20}, False, False),
         ({"data_sha256": "other"}, False, False),

@@ -50,6 +50,17 @@ def test_paths_become_absolute(
     assert config["start_from"] == str(tmp_path / "a" / "b.pt")
 
 
+def test_a_path_given_as_an_override_is_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path, "data: d\nrun: r\nstart_from: s\n")
+    config = read_config(path, ["run=007", "data=1_000", "start_from=null"])
+    assert config["run"] == str(tmp_path / "007")
+    assert config["data"] == str(tmp_path / "1_000")
+    assert "start_from" not in config
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

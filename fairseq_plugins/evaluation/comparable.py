@@ -6,7 +6,7 @@ from typing import Sequence
 
 from fairseq_plugins.pipeline.errors import UserError
 
-__all__ = ["MAX_EMPTY", "check_comparable", "is_comparable"]
+__all__ = ["MAX_EMPTY", "check_comparable", "check_plain_text", "is_comparable"]
 
 # Share of hypotheses that may be empty.
 MAX_EMPTY = 0.1
@@ -55,8 +55,7 @@ def check_comparable(
     """
     _check_counts(hypotheses, references)
     for name, lines in (("hypothesis", hypotheses), ("reference", references)):
-        _check_whole_words(name, lines)
-        _check_not_tokenised(name, lines)
+        check_plain_text(name, lines)
     _check_not_empty(hypotheses, references, max_empty)
     if sources is None:
         _check_one_language(hypotheses, references)
@@ -76,6 +75,16 @@ def is_comparable(
     except UserError:
         return False
     return True
+
+
+def check_plain_text(name: str, lines: Sequence[str]) -> None:
+    """Raise ``UserError`` for subword marks and for tokenised text.
+
+    Args:
+        name: of one of the lines, ``hypothesis`` or ``reference``.
+    """
+    _check_whole_words(name, lines)
+    _check_not_tokenised(name, lines)
 
 
 def _check_counts(hypotheses: Sequence[str], references: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from fairseq_plugins.evaluation.changes import Change, changes
+from fairseq_plugins.evaluation.comparable import MAX_EMPTY, is_comparable
 from fairseq_plugins.evaluation.pooling import Trainings
 from fairseq_plugins.evaluation.score_store import Row
 from fairseq_plugins.evaluation.scoring import score
@@ -23,7 +24,10 @@ def compare_files(
     systems: Sequence[Sequence[Path]],
     reference: Path,
     *,
+    source: Path | None = None,
     shown: int = 3,
+    max_empty: float = MAX_EMPTY,
+    force: bool = False,
 ) -> list[Row]:
     """Compare files of translations, one sentence a line.
 
@@ -31,6 +35,8 @@ def compare_files(
         baseline: a file for each training of the system to compare with.
         systems: the same for each of the other systems.
         reference: raw text.
+        source: what was translated, for checks only.
+        max_empty, force: what is refused; see :func:`scoring.score`.
         shown: how many sentences of the greatest gain and loss to list.
 
     Returns:
@@ -41,12 +47,16 @@ def compare_files(
         UserError: a file is missing, or the texts are not comparable.
     """
     references = read_lines(reference)
+    checks: dict[str, Any] = dict(max_empty=max_empty, force=force)
+    checks["sources"] = None if source is None else read_lines(source)
     known: Trainings | None = None
     rows: list[Row] = []
     for files in (baseline, *systems):
         texts = [read_lines(file) for file in files]
         trainings = Trainings(texts, references)
-        row = mean_row([_scores(file, t, references) for file, t in zip(files, texts)])
+        row = mean_row(
+            [_scores(file, t, references, checks) for file, t in zip(files, texts)]
+        )
         if known is None:
             known = trainings
         else:
@@ -72,6 +82,8 @@ def mean_row(rows: Sequence[Row]) -> Row:
             numbers = [value for value in values if value is not None]
             whole = len(numbers) == len(values)
             merged[key] = statistics.mean(numbers) if whole else None
+    if any("forced" in row for row in rows):
+        merged["forced"] = True
     merged["runs"] = [row["run"] for row in rows]
     merged["run"] = ",".join(merged["runs"])
     merged["bleu_of_runs"] = [row["bleu"] for row in rows]
@@ -84,6 +96,8 @@ def compared(
 ) -> dict[str, Any]:
     """Return what a row gets from the comparison with the baseline.
 
+    Both were scored before, and so checked as far as the user wants them to be.
+
     Returns:
         for ``bleu`` and ``chrf`` each the ``_difference`` of the pooled scores, its
         ``_interval``, and the p-values of both tests: ``_p_value`` (approximate
@@ -91,10 +105,12 @@ def compared(
         ``gains`` and ``losses``, sentences that changed most.
 
     Raises:
-        UserError: the texts are not comparable.
+        UserError: the systems have not as many trainings.
     """
-    test = pooled_test(baseline, system)
-    bootstrap = pooled_test(baseline, system, method="bootstrap", known=test)
+    test = pooled_test(baseline, system, checked=True)
+    bootstrap = pooled_test(
+        baseline, system, method="bootstrap", known=test, checked=True
+    )
     row: dict[str, Any] = {}
     for name in ("bleu", "chrf"):
         difference = getattr(test, name)
@@ -123,8 +139,12 @@ def compared(
     return row
 
 
-def _scores(file: Path, hypotheses: list[str], references: list[str]) -> Row:
-    scores = score(hypotheses, references)
+def _scores(
+    file: Path, hypotheses: list[str], references: list[str], checks: dict[str, Any]
+) -> Row:
+    scores = score(hypotheses, references, **checks)
+    looks_right = is_comparable(hypotheses, references, sources=checks["sources"])
+    forced = {"forced": True} if checks["force"] and not looks_right else {}
     return {
         "run": str(file),
         "bleu": scores.bleu,
@@ -134,4 +154,5 @@ def _scores(file: Path, hypotheses: list[str], references: list[str]) -> Row:
         "ter": scores.ter,
         "ter_signature": scores.ter_signature,
         "sentences": len(references),
+        **forced,
     }

@@ -4,11 +4,17 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 from fairseq_plugins.evaluation.beam_quality import oracle_bleu, search_errors
 from fairseq_plugins.evaluation.comet import Comet, comet_score
-from fairseq_plugins.evaluation.comparable import MAX_EMPTY, check_comparable
+from fairseq_plugins.evaluation.comparable import (
+    MAX_EMPTY,
+    check_comparable,
+    check_plain_text,
+    is_comparable,
+)
+from fairseq_plugins.evaluation.detokenising import detokeniser
 from fairseq_plugins.evaluation.found import Hypothesis, Reference
 from fairseq_plugins.evaluation.generate import Subset, Translator
 from fairseq_plugins.evaluation.run_checkpoint import Checkpoint, choose_checkpoint
@@ -65,7 +71,7 @@ def evaluate_run(
 
     Args:
         run: folder written by ``scripts/train.py``.
-        beams: beam sizes.
+        beams: beam sizes; each is taken once.
         subset: one of the corpus that the run was trained on, by fairseq's name
             (``test``), by its title (``test_2016_flickr``), or a part of one
             (``newstest2014/2737``); or several of these.
@@ -93,7 +99,10 @@ def evaluate_run(
         raise UserError(f"`{data}` has changed since `{run}` was trained on it.")
     corpus = PreparedCorpus.load(data)
     names = [subset] if isinstance(subset, str) else subset
-    test_sets = [find_test_set(corpus, name) for name in dict.fromkeys(names)]
+    found = [find_test_set(corpus, name) for name in names]
+    test_sets = {test_set.title: test_set for test_set in found}
+    # Pieces that cannot be made text again should not wait for the search.
+    detokenised = detokeniser(corpus)
     chosen = choose_checkpoint(folder, checkpoint)
     languages = (corpus.source_lang, corpus.target_lang)
     with Translator(
@@ -101,6 +110,7 @@ def evaluate_run(
     ) as translator:
         evaluation = _Evaluation(
             corpus,
+            detokenised,
             data,
             chosen,
             translator,
@@ -110,8 +120,8 @@ def evaluate_run(
         )
         return [
             evaluation.row(test_set, beam=beam, lenpen=lenpen)
-            for test_set in test_sets
-            for beam in beams
+            for test_set in test_sets.values()
+            for beam in dict.fromkeys(beams)
         ]
 
 
@@ -120,6 +130,7 @@ class _Evaluation:
     """One checkpoint on one corpus."""
 
     corpus: PreparedCorpus
+    detokenised: Callable[[str], str]
     data: Path
     checkpoint: Checkpoint
     translator: Translator
@@ -146,6 +157,7 @@ class _Evaluation:
             self._part(identity).remove()
         else:
             logger.info("%s, beam %d: known already", test_set.subset, beam)
+            self._check(test_set, self.store.hypotheses(row))
         return row
 
     def _identity(self, test_set: RunTestSet) -> Row:
@@ -164,6 +176,7 @@ class _Evaluation:
         """Translate and score a whole subset; return its row."""
         references = test_set.references
         if not self.scoring.force:  # a fault of theirs should not wait for the search
+            check_plain_text("reference", references)
             check_comparable(
                 references, references, max_empty=self.scoring.max_empty
             )
@@ -174,7 +187,7 @@ class _Evaluation:
             log=self.store.folder / f"{stem(identity)}.log",
             part=self._part(identity),
         )
-        texts = self._decode(found.nbest)
+        texts = [[self.detokenised(h.pieces) for h in beam] for beam in found.nbest]
         speed = {
             "tokens": found.tokens,
             "seconds": found.seconds,
@@ -222,6 +235,7 @@ class _Evaluation:
             **identity,
             **({"averaged": list(averaged)} if averaged else {}),
             **scores,
+            **self._forced(test_set, hypotheses),
             "test_set": published_name(test_set.title, references),
             "sentences": len(hypotheses),
             **speed,
@@ -230,6 +244,22 @@ class _Evaluation:
             **self.store.write_nbest(name, texts, nbest),
             **self.store.write_hypotheses(name, hypotheses),
         }
+
+    def _check(self, test_set: RunTestSet, hypotheses: list[str]) -> None:
+        """Refuse what was scored only because it was forced, or let more be empty."""
+        if not self.scoring.force:
+            check_comparable(
+                hypotheses,
+                test_set.references,
+                sources=test_set.sources,
+                max_empty=self.scoring.max_empty,
+            )
+
+    def _forced(self, test_set: RunTestSet, hypotheses: list[str]) -> Row:
+        texts = hypotheses, test_set.references
+        if self.scoring.force and not is_comparable(*texts, sources=test_set.sources):
+            return {"forced": True}
+        return {}
 
     def _more_scores(self, test_set: RunTestSet, row: Row) -> Row:
         """Return scores that are asked for and that the row lacks."""
@@ -273,15 +303,3 @@ class _Evaluation:
             data_sha256=identity["data_sha256"],
             folder=self.store.folder,
         )
-
-    def _decode(self, nbest: Sequence[Sequence[Hypothesis]]) -> list[list[str]]:
-        from sentencepiece import SentencePieceProcessor
-
-        model = SentencePieceProcessor(model_file=str(self.corpus.spm_model))
-        return [[_decode(model, item.pieces) for item in beam] for beam in nbest]
-
-
-def _decode(model: Any, pieces: str) -> str:
-    # A model with pieces for single bytes can make line feeds.
-    text: str = model.decode(pieces.split(" "))
-    return text.replace("\n", " ").replace("\t", " ")

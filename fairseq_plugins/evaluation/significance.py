@@ -25,8 +25,10 @@ class Difference:
     Attributes:
         baseline: score of the baseline, of all its trainings' translations together.
         system: score of the system, likewise.
-        p_value: how probable so great a difference is, in either direction, if the
-            two were equally good.
+        p_value: of ``randomization``, how probable so great a difference is, in either
+            direction, if the two were equally good. Of ``bootstrap`` it is sacrebleu's
+            figure, which is smaller: it compares the difference with how far the
+            samples' absolute differences are above their mean.
         interval: 95 % confidence interval of the difference, system less baseline, over
             test sentences and, where there are several, trainings (bootstrap).
         signature: metric, test, number of samples and seed.
@@ -56,10 +58,11 @@ def paired_test(
     *,
     method: str = "randomization",
     samples: int | None = None,
+    checked: bool = False,
 ) -> Comparison:
     """Test the difference of one training each; see :func:`pooled_test`."""
     pair = Trainings([baseline], references), Trainings([system], references)
-    return pooled_test(*pair, method=method, samples=samples)
+    return pooled_test(*pair, method=method, samples=samples, checked=checked)
 
 
 def pooled_test(
@@ -69,6 +72,7 @@ def pooled_test(
     method: str = "randomization",
     samples: int | None = None,
     known: Comparison | None = None,
+    checked: bool = False,
 ) -> Comparison:
     """Test the difference between two systems on the same sentences.
 
@@ -86,6 +90,8 @@ def pooled_test(
             sacrebleu's too: 12345, or the environment variable ``SACREBLEU_SEED``.
         known: the other test of these systems. Intervals are the same for both, and are
             taken from it.
+        checked: each text was compared with the references when it was scored, or is
+            to be taken as it is.
 
     Raises:
         UserError: an option is wrong, or the texts are not comparable.
@@ -95,7 +101,8 @@ def pooled_test(
         raise UserError(f"`method` must be {names}, but is `{method}`.")
     if samples is not None and samples < 1:
         raise UserError(f"`samples` must be 1 or more, but is {samples}.")
-    check_trainings(baseline, system)
+    _seed()  # a wrong one is named before sacrebleu meets it
+    check_trainings(baseline, system, checked=checked)
     metrics: dict[str, PooledBLEU | PooledCHRF] = {
         "BLEU": PooledBLEU(force=True),
         "chrF": PooledCHRF(),
@@ -119,8 +126,10 @@ def pooled_test(
     return Comparison(method=method, samples=test.n_samples, bleu=bleu, chrf=chrf)
 
 
-def check_trainings(baseline: Trainings, system: Trainings) -> None:
-    """Refuse what cannot be compared.
+def check_trainings(
+    baseline: Trainings, system: Trainings, *, checked: bool = False
+) -> None:
+    """Refuse what cannot be compared; ``checked`` as in :func:`pooled_test`.
 
     Raises:
         UserError: a system has no or not as many trainings, or a text is not
@@ -132,6 +141,8 @@ def check_trainings(baseline: Trainings, system: Trainings) -> None:
             "systems must have equally many trainings, one or more, but have "
             f"{ours} and {theirs}."
         )
+    if checked:
+        return
     for trainings in (baseline, system):
         for hypotheses in trainings.texts:
             check_comparable(hypotheses, trainings.references)
@@ -148,12 +159,23 @@ def _difference(
     return Difference(theirs, ours, p_value, interval, signature)
 
 
+def _seed() -> int | None:
+    text = os.environ.get("SACREBLEU_SEED", "12345")
+    if text.lower() == "none":
+        return None
+    if not text.isdecimal():
+        raise UserError(
+            f"`SACREBLEU_SEED` must be a whole number, 0 or more, or `none`, but is "
+            f"`{text}`."
+        )
+    return int(text)
+
+
 def _interval(
     metric: PooledBLEU | PooledCHRF, baseline: Trainings, system: Trainings
 ) -> tuple[float, float]:
     """Draw sentences, the same for both systems, and trainings of each."""
-    seed = os.environ.get("SACREBLEU_SEED", "12345").lower()
-    rng = np.random.default_rng(None if seed == "none" else int(seed))
+    rng = np.random.default_rng(_seed())
     sentences = len(baseline)
     # How often each sentence is drawn, (resamples, sentences).
     drawn = rng.multinomial(sentences, [1 / sentences] * sentences, size=_RESAMPLES)

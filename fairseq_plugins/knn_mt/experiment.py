@@ -10,6 +10,7 @@ from typing import Any, Sequence
 
 import torch
 
+from fairseq_plugins.evaluation.detokenising import detokeniser
 from fairseq_plugins.evaluation.scoring import score
 from fairseq_plugins.evaluation.significance import paired_test
 from fairseq_plugins.knn_mt.datastore import Datastore
@@ -27,6 +28,7 @@ from fairseq_plugins.pipeline.files import (
     write_lines,
 )
 from fairseq_plugins.pipeline.manifest import PreparedCorpus
+from fairseq_plugins.pipeline.training_config import digest_of_data
 
 __all__ = ["SYSTEMS", "Experiment", "Options"]
 
@@ -98,12 +100,14 @@ class Experiment:
         for subset in subsets:
             name, text = self._corpus.subset(subset)
             references = read_lines(text.target)
-            _, control = self._translated("alone", name, beam)
+            data = digest_of_data(self._corpus.bin_dir, ("train", name))
+            texts = {"data_sha256": data, "reference_sha256": sha256_of(text.target)}
+            _, control = self._translated("alone", name, beam, texts)
             for system in ("alone", *systems):
-                row, hypotheses = self._translated(system, name, beam)
+                row, hypotheses = self._translated(system, name, beam, texts)
                 row |= dataclasses.asdict(score(hypotheses, references))
                 if system != "alone":
-                    test = paired_test(control, hypotheses, references)
+                    test = paired_test(control, hypotheses, references, checked=True)
                     row["bleu_p_value"] = test.bleu.p_value
                     row["chrf_p_value"] = test.chrf.p_value
                     row["test_signature"] = test.bleu.signature
@@ -111,14 +115,15 @@ class Experiment:
         return rows
 
     def _translated(
-        self, system: str, subset: str, beam: int
+        self, system: str, subset: str, beam: int, texts: dict[str, str]
     ) -> tuple[dict[str, Any], list[str]]:
-        """Translate by a system, or read what it gave before."""
+        """Translate by a system, or read what it gave before for the same texts."""
         row: dict[str, Any] = {
             "system": system,
             "subset": subset,
             "beam": beam,
             "checkpoint_sha256": self._digest,
+            **texts,
         }
         if system != "alone":
             row |= dataclasses.asdict(self._options)
@@ -128,6 +133,7 @@ class Experiment:
             kept = read_json(about)
             if row.items() <= kept.items():
                 return kept, read_lines(path)
+        detokenised = detokeniser(self._corpus)  # fails before the search, if at all
         neighbours = None
         if system != "alone":
             neighbours = self._store(), self._gate(system)
@@ -136,7 +142,7 @@ class Experiment:
         start = time.monotonic()
         pieces = translate(self._loaded, subset, beam=beam, neighbours=neighbours)
         row["seconds"] = round(time.monotonic() - start, 1)
-        hypotheses = self._detokenised(pieces)
+        hypotheses = [detokenised(line) for line in pieces]
         # What describes other hypotheses must not outlive a kill between the two.
         about.unlink(missing_ok=True)
         write_lines(path, hypotheses)
@@ -195,13 +201,6 @@ class Experiment:
         with write_atomically(path, "wb") as stream:
             torch.save(gate.state_dict(), stream)
         return gate
-
-    def _detokenised(self, pieces: list[str]) -> list[str]:
-        from sentencepiece import SentencePieceProcessor
-
-        model = SentencePieceProcessor(model_file=str(self._corpus.spm_model))
-        lines = (model.decode(line.split(" ")) for line in pieces)
-        return [line.replace("\n", " ") for line in lines]
 
 
 def _numbers(gate: Gate) -> dict[str, Any]:

@@ -37,13 +37,15 @@ def read_lines(path: Path) -> list[str]:
     """Return the lines of a text file without their ends.
 
     Raises:
-        UserError: the file is missing, not UTF-8 or a broken archive.
+        UserError: the file is missing, a folder, not UTF-8 or a broken archive.
     """
     try:
         with open_text(path) as stream:
             return [line.rstrip("\n") for line in stream]
     except FileNotFoundError:
         raise UserError(f"`{path}` does not exist.") from None
+    except IsADirectoryError:
+        raise UserError(f"`{path}` must be a file, but is a folder.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"`{path}` must be UTF-8 text, but {error}.") from None
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:

@@ -196,9 +196,21 @@ class RunFolder:
 
 
 def _differing(one: Config, other: Config) -> set[str]:
-    keys = {key for key in one | other if one.get(key) != other.get(key)}
+    keys = {key for key in one | other if not _equal(one.get(key), other.get(key))}
     same = batches_per_update(one) == batches_per_update(other)
     return keys - _BATCH if same else keys
+
+
+def _equal(one: object, other: object) -> bool:
+    """Whether two values are the same, or one number: YAML takes ``4e-3`` for text."""
+    if one == other:
+        return True
+    try:
+        return all(isinstance(each, (float, int, str)) for each in (one, other)) and (
+            float(str(one)) == float(str(other))
+        )
+    except ValueError:
+        return False
 
 
 def _shown(value: object) -> str:

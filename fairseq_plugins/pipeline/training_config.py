@@ -68,7 +68,10 @@ def read_config(path: Path, overrides: Iterable[str] = ()) -> Config:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise UserError(f"`{override}` must be written as `key=value`.")
-        config[_normal(key)] = _parse_value(override, value)
+        key = _normal(key)
+        # YAML would take a folder `007` for the number 7.
+        is_path = key in _PATHS and value not in ("", "null")
+        config[key] = value if is_path else _parse_value(override, value)
     config = {key: value for key, value in config.items() if value is not None}
     for key in ("data", "run"):
         if key not in config:
