@@ -4,8 +4,9 @@
                               [--out DIR] [--stage STAGE] [--json]
 
 Looks at .venv if it is there, else at the Python that runs it. Nothing is installed,
-downloaded or changed; with --recipe and without --source each host of the recipe is
-asked for one answer. The exit status is 1 if a stage cannot run, else 0.
+downloaded or changed. With --recipe its files are looked for as by scripts/prepare.py,
+and each host of archives that are still to be downloaded is asked for one answer. The
+exit status is 1 if a stage cannot run, else 0.
 """
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from fairseq_plugins.doctor.checks import STAGES, Finding, check  # noqa: E402
-from fairseq_plugins.doctor.machine import examine, recipe_needs  # noqa: E402
+from fairseq_plugins.doctor.machine import examine  # noqa: E402
 from fairseq_plugins.doctor.needs import MODELS  # noqa: E402
+from fairseq_plugins.doctor.recipe import recipe_needs  # noqa: E402
 
 MARKS = {"ok": "ok", "warning": "WARNING", "problem": "PROBLEM"}
 
@@ -28,22 +30,23 @@ MARKS = {"ok": "ok", "warning": "WARNING", "problem": "PROBLEM"}
 def main() -> int:
     arguments = _parse_arguments()
     python = arguments.python or _environments_python()
-    needs, needs_error = None, None
+    needs, fault = None, None
     if arguments.recipe:
-        needs, needs_error = recipe_needs(python, arguments.recipe)
+        needs, fault = recipe_needs(python, arguments.recipe, arguments.source)
     has_source = arguments.source is not None
     hosts = needs.hosts if needs and not has_source else ()
     findings = check(
         examine(python, arguments.out, hosts),
         model=arguments.model,
         needs=needs,
-        needs_error=needs_error,
+        fault=fault,
         has_source=has_source,
     )
-    findings = [f for f in findings if arguments.stage in (None, f.stage)]
-    if has_source and not arguments.source.is_dir():
+    # With a recipe that was looked at already, and is a fault.
+    if has_source and not arguments.recipe and not arguments.source.is_dir():
         what = f"`--source` is no folder: {arguments.source}"
         findings.append(Finding("prepare", "problem", what, "give another one"))
+    findings = [f for f in findings if arguments.stage in (None, f.stage)]
     _show(findings, as_json=arguments.json)
     return int(any(finding.level == "problem" for finding in findings))
 
@@ -60,7 +63,8 @@ def _show(findings: list[Finding], *, as_json: bool) -> None:
     for stage in STAGES:
         for finding in findings:
             if finding.stage == stage:
-                print(f"{stage:9} {MARKS[finding.level]:8} {finding.what}")
+                what = finding.what.replace("\n", f"\n{'':19}")
+                print(f"{stage:9} {MARKS[finding.level]:8} {what}")
                 if finding.mend:
                     print(f"{'':18} -> {finding.mend}")
     for stage in STAGES:

@@ -27,7 +27,11 @@ from fairseq_plugins.pipeline.preparation import (  # noqa: E402
     prepare,
     smoke_recipe,
 )
-from fairseq_plugins.pipeline.recipe import load_recipe, recipe_names  # noqa: E402
+from fairseq_plugins.pipeline.recipe import (  # noqa: E402
+    Recipe,
+    load_recipe,
+    recipe_names,
+)
 from fairseq_plugins.pipeline.sources import source_folder  # noqa: E402
 
 
@@ -36,18 +40,8 @@ def main() -> None:
     logging.getLogger("fairseq_plugins").setLevel(logging.INFO)
     arguments = _parse_arguments()
     recipe_file, recipe = load_recipe(arguments.recipe)
-    name = recipe_file.stem
-    changes = {
-        key: getattr(arguments, key)
-        for key in ("vocab_size", "model_type")
-        if getattr(arguments, key) is not None
-    }
-    recipe = dataclasses.replace(
-        recipe, subwords=dataclasses.replace(recipe.subwords, **changes)
-    )
-    if arguments.smoke:
-        name += "-smoke"
-        recipe = smoke_recipe(recipe)
+    recipe = _adapted(recipe, arguments)
+    name = recipe_file.stem + ("-smoke" if arguments.smoke else "")
     runs = _environment.ROOT / "runs"
     downloads = arguments.downloads or runs / "downloads"
     sources = source_folder(recipe_file, recipe, arguments.source)
@@ -69,6 +63,20 @@ def main() -> None:
         stage=arguments.stage or "",
         smoke=arguments.smoke,
         workers=arguments.workers,
+    )
+
+
+def _adapted(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
+    """Return the recipe as the options change it."""
+    changes = {
+        key: getattr(arguments, key)
+        for key in ("vocab_size", "model_type")
+        if getattr(arguments, key) is not None
+    }
+    if arguments.smoke:  # first: its limit is not for what was asked for
+        recipe = smoke_recipe(recipe)
+    return dataclasses.replace(
+        recipe, subwords=dataclasses.replace(recipe.subwords, **changes)
     )
 
 

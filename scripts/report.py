@@ -62,7 +62,7 @@ def _parse_arguments() -> argparse.Namespace:
         help="the page (default: report.html)")  # fmt: skip
     add("--subset", help="test set of translations and explorer (default: the first)")
     add("--checkpoint", metavar="WHICH",
-        help="scores of best, last or a file (default: with most scores)")  # fmt: skip
+        help="scores of best, last or a file (default: that all have)")  # fmt: skip
     add("--lenpen", type=finite, default=1.0, metavar="X",
         help="scores with this exponent of the length (default: 1)")  # fmt: skip
     add("--samples", type=at_least(1), default=200, metavar="N",

@@ -4,6 +4,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +17,12 @@ from fairseq_plugins.doctor.checks import Finding, check
 from fairseq_plugins.doctor.machine import (
     Gpu,
     Machine,
-    RecipeNeeds,
     Torch,
     _why_unreachable,
+    examine,
 )
 from fairseq_plugins.doctor.needs import MODELS, checkpoint_bytes, training_bytes
+from fairseq_plugins.doctor.recipe import RecipeFault, RecipeNeeds, recipe_needs
 
 GIB = 1 << 30
 A100 = Gpu("A100", 81920, 80000, (8, 0))
@@ -215,6 +218,78 @@ def test_without_torch_and_with_another_python_it_still_answers(
     assert "torch: ImportError: broken" in result.stdout
     assert result.stdout.endswith("setup cannot run yet.\n")
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("cause", "mend"),
+    [("python", "setup.sh"), ("recipe", "another --recipe"), ("source", "--source")],
+)
+def test_a_recipes_fault_has_the_mend_of_its_cause(cause: str, mend: str) -> None:
+    [finding] = bad(GOOD, fault=RecipeFault(cause, "it is so"))
+    assert finding.stage == "prepare" and finding.level == "problem"
+    assert finding.what == "the recipe: it is so" and mend in finding.mend
+
+
+def asked(*arguments: object) -> tuple[RecipeNeeds | None, RecipeFault | None]:
+    return recipe_needs(Path(sys.executable), *arguments)  # type: ignore[arg-type]
+
+
+def test_files_that_prepare_would_not_find_are_a_fault(tmp_path: Path) -> None:
+    needs, fault = asked("multi30k-de-en")
+    assert needs and needs.pairs == 29_000
+    assert fault and fault.cause == "source" and "cannot be downloaded" in fault.message
+    for source, message in (
+        (tmp_path, f"`{tmp_path}` lacks train.de"),
+        (tmp_path / "nowhere", "does not exist"),
+    ):
+        _, fault = asked("multi30k-de-en", source)
+        assert fault and fault.cause == "source" and message in fault.message
+    assert asked("builtin-en-fr")[1] is None
+    assert asked("builtin-en-fr", ROOT / "data" / "builtin")[1] is None
+
+
+def test_what_is_still_to_be_downloaded_is_no_fault_and_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fairseq_plugins.doctor.recipe._DOWNLOADS", tmp_path)
+    content = (ROOT / "data" / "recipes" / "wmt14-en-de.yaml").read_text()
+    needs, fault = asked("wmt14-en-de")
+    assert fault is None and needs and needs.hosts and needs.pairs > 4_000_000
+    for name in re.findall(r"file: (\S+\.tgz)", content):
+        (tmp_path / name).write_text("")
+    there, fault = asked("wmt14-en-de")
+    assert fault is None and there and there.pairs == needs.pairs
+    assert there.download < needs.download and not there.hosts
+
+
+def test_paths_are_those_of_the_folder_where_the_command_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = (ROOT / "data" / "recipes" / "builtin-en-fr.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(recipe.replace("../builtin", "text"))
+    shutil.copytree(ROOT / "data" / "builtin", tmp_path / "text")
+    (tmp_path / "json.py").write_text("raise SystemExit('not that one')")
+    monkeypatch.chdir(tmp_path)
+    assert asked("mine.yaml")[1] is None
+    assert asked("builtin-en-fr", Path("text"))[1] is None
+
+
+def test_a_misspelt_recipe_is_answered_as_by_prepare() -> None:
+    result = call("--recipe", "mult30k-de-en", "--stage", "prepare")
+    assert result.returncode == 1
+    expected = "the recipe: there is no recipe `mult30k-de-en`. Did you mean `multi30k"
+    assert expected in result.stdout
+    assert "UserError" not in result.stdout and "setup.sh" not in result.stdout
+
+
+def test_an_out_folder_must_not_be_or_lie_below_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    python = Path("/bin/false")  # what it has costs seconds, and is not asked here
+    for out in (file, file / "below"):
+        found = examine(python, out, ()).out_error
+        assert found == f"`--out` must be a folder, but `{file}` is none"
+    assert examine(python, tmp_path / "new", ()).out_error is None
 
 
 def test_a_host_that_cannot_be_asked_is_named_and_stops_nothing() -> None:

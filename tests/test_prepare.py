@@ -246,6 +246,14 @@ def test_a_folder_of_another_recipe_is_refused(out, recipe, tmp_path):
     assert "holds `mine` and not `other`" in result.stderr
 
 
+def test_a_source_file_that_was_mended_is_read_again(out, recipe, tmp_path):
+    text = Path(shutil.copytree(recipe.parent / "text", tmp_path / "text"))
+    (text / "train.de").write_text("Und" + (text / "train.de").read_text())
+    result = call(recipe, "--source", text, "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert "(train.de has changed)" in result.stderr
+
+
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="needs ../shared/data")
 @pytest.mark.parametrize(
     "name", ["multi30k-de-en", "multi30k-en-de", "multi30k-en-fr"]

@@ -5,8 +5,10 @@ import lzma
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from test_prepare import call, outputs, write_corpus
 
 
@@ -117,6 +119,42 @@ def test_an_out_folder_that_cannot_be_used_is_refused_and_left_alone(recipe, tmp
     refused("holds other files", recipe, "--out", tmp_path)
     refused("`--out` must not contain `,`", recipe, "--out", tmp_path / "a,b")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def _reversed(content: dict[str, Any]) -> None:
+    content["source_lang"], content["target_lang"] = "en", "de"
+    for part in (*content["train"], *content["valid"], *content["test"]):
+        part["source"], part["target"] = part["target"], part["source"]
+
+
+def _of_other_text(content: dict[str, Any]) -> None:
+    for path in Path(content["folder"]).glob("*.*"):
+        path.write_text("Another line.\n" + path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "how"),
+    [(_reversed, "from de to en and not from en to de"),
+     (_of_other_text, "made of other source files, none of them this recipe's")],
+)  # fmt: skip
+def test_another_corpus_of_the_same_recipe_name_is_not_overwritten(
+    recipe, tmp_path, change, how
+):
+    out = tmp_path / "out"
+    assert call(recipe, "--out", out).returncode == 0
+    content = yaml.safe_load(recipe.read_text())
+    text = shutil.copytree(recipe.parent / "text", tmp_path / "text")
+    content["folder"] = str(text)
+    change(content)
+    other = tmp_path / recipe.name
+    other.write_text(yaml.safe_dump(content, sort_keys=False))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    result = call(other, "--out", out)
+    assert result.returncode == 2
+    assert f"`{out}` holds another corpus of the name `mine`" in result.stderr
+    assert how in result.stderr and "Choose another --out" in result.stderr
+    for path, content in before.items():
+        assert path.read_bytes() == content
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -192,6 +192,18 @@ def test_smoke_takes_what_there_is_names_the_rest_and_stays_apart(corpus, tmp_pa
     assert len((tmp_path / "out/raw/valid.de").read_text().splitlines()) == 20
 
 
+@pytest.mark.parametrize(
+    ("option", "pieces"), [((), 1000), (("--vocab-size", 1200), 1200)]
+)
+def test_the_limit_of_smoke_is_not_for_a_vocabulary_that_was_asked_for(
+    tmp_path, option, pieces
+):
+    out = tmp_path / "out"
+    result = call("builtin-en-fr", "--smoke", *option, "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert len((out / "spm/joint.vocab").read_text().splitlines()) == pieces
+
+
 def test_subword_nmt_after_moses_is_what_these_tools_make(corpus, tmp_path):
     sacremoses = pytest.importorskip("sacremoses")
     apply_bpe = pytest.importorskip("subword_nmt.apply_bpe")

@@ -2,14 +2,22 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from test_report import evaluated
 
 from fairseq_plugins.beam.trace import BeamTrace, finished_hypotheses
 from fairseq_plugins.evaluation.report.explorer import epsilons_of, explored
-from fairseq_plugins.evaluation.report.search import TracedSearch, _gold_log_probs
+from fairseq_plugins.evaluation.report.build import ReportOptions, collect
+from fairseq_plugins.evaluation.report.search import (
+    TracedSearch,
+    _gold_log_probs,
+    _settings,
+)
+from fairseq_plugins.pipeline.errors import UserError
 
 BEAM = 3
 
@@ -108,3 +116,32 @@ def test_gold_is_lost_where_no_slot_continues_it_and_scores_add_up(searches):
 )
 def test_the_middle_epsilon_is_the_runs_own(config: Any, own: float) -> None:
     assert epsilons_of(config) == [own / 4, own, 4 * own]
+
+
+def test_the_widest_beam_that_is_allowed_can_be_searched_and_no_wider_one(
+    task: Any, collate: Any, sentences: Any, make_model: Any, tmp_path: Path
+) -> None:
+    from fairseq_plugins.beam.engines import search
+    from fairseq_plugins.beam.two_pass import Wanted
+
+    model, words = make_model("lstm").eval(), len(task.target_dictionary)
+    run = evaluated(tmp_path, [{}])
+    task.target_dictionary.save(str(tmp_path / "corpus" / "bin" / "dict.y.txt"))
+    rule = rf"`--explore-beam` must be at most {words - 2}, .*, but is {words - 1}\."
+    with pytest.raises(UserError, match=rule):
+        collect([[run]], options=ReportOptions(explore_beam=words - 1))
+
+    def searched(beam_size: int) -> BeamTrace:
+        sample = collate(sentences[:2])
+        source = sample["net_input"]
+        return search(
+            model, model.encoder(source["src_tokens"], source["src_lengths"]),
+            source["prev_output_tokens"][:, 0], sample["target"],
+            settings=_settings(task, model, beam_size),
+            what=Wanted(gold=True, finished=True, first_slot=False),
+        )  # fmt: skip
+
+    with torch.no_grad():
+        assert searched(words - 2).beam_size == words - 2
+        with pytest.raises((RuntimeError, IndexError)):
+            searched(words - 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Iterator
 
-from fairseq_plugins.doctor.machine import Machine, RecipeNeeds
+from fairseq_plugins.doctor.machine import Machine
 from fairseq_plugins.doctor.needs import (
     BYTES_PER_PAIR,
     CACHE_OF_EVALUATION,
@@ -12,12 +12,18 @@ from fairseq_plugins.doctor.needs import (
     checkpoint_bytes,
     training_bytes,
 )
+from fairseq_plugins.doctor.recipe import RecipeFault, RecipeNeeds
 
 __all__ = ["STAGES", "Finding", "check"]
 
 STAGES = ("setup", "prepare", "train", "evaluate")
 _PYTHONS = ((3, 10), (3, 12))
 _SETUP = "run bash scripts/setup.sh"
+_RECIPE_MENDS = {
+    "python": _SETUP,
+    "recipe": "give another --recipe, or mend its file",
+    "source": "give the folder that holds these files with --source",
+}
 _GIB = 1 << 30
 _SHARED_MEMORY = _GIB
 _BUILD_DISK = 8 * _GIB
@@ -44,7 +50,7 @@ def check(
     *,
     model: str | None = None,
     needs: RecipeNeeds | None = None,
-    needs_error: str | None = None,
+    fault: RecipeFault | None = None,
     has_source: bool = False,
 ) -> list[Finding]:
     """Return the findings of all stages, in their order.
@@ -53,12 +59,12 @@ def check(
         machine: what :func:`~fairseq_plugins.doctor.machine.examine` saw.
         model: ``lstm``, ``base`` or ``big``, whose needs are looked at.
         needs: what the recipe asks for.
-        needs_error: why that is not known.
+        fault: why it cannot be prepared.
         has_source: the recipe's files are here already.
     """
     return [
         *_setup(machine),
-        *_prepare(machine, needs, needs_error, has_source),
+        *_prepare(machine, needs, fault, has_source),
         *_train(machine, model),
         *_evaluate(machine, model),
     ]
@@ -107,14 +113,15 @@ def _compiler(machine: Machine) -> Iterator[Finding]:
 def _prepare(
     machine: Machine,
     needs: RecipeNeeds | None,
-    needs_error: str | None,
+    fault: RecipeFault | None,
     has_source: bool,
 ) -> Iterator[Finding]:
     if machine.out_error:
         mend = "give another folder with --out"
         yield Finding("prepare", "problem", machine.out_error, mend)
-    if needs_error:
-        yield Finding("prepare", "problem", f"the recipe: {needs_error}", _SETUP)
+    if fault is not None:
+        what, mend = f"the recipe: {fault.message}", _RECIPE_MENDS[fault.cause]
+        yield Finding("prepare", "problem", what, mend)
     if needs is None:
         return
     yield _recipe_disk(machine, needs, has_source)

@@ -14,9 +14,8 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterable
-from urllib.parse import urlsplit
 
-__all__ = ["Gpu", "Machine", "RecipeNeeds", "Torch", "examine", "recipe_needs"]
+__all__ = ["ROOT", "Gpu", "Machine", "Torch", "ask", "examine"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("sacrebleu", "sentencepiece")
@@ -47,13 +46,6 @@ from fairseq.criterions import CRITERION_REGISTRY
 fairseq_plugins.register()
 print(json.dumps({"registered": "soft_beam_search" in CRITERION_REGISTRY}))
 """
-_RECIPE_PROBE = """
-import json, sys
-from fairseq_plugins.pipeline.recipe import load_recipe
-recipe = load_recipe(sys.argv[1])[1]
-archives = [{"bytes": each.bytes, "url": each.url} for each in recipe.archives]
-print(json.dumps({"archives": archives, "lines": [p.lines for p in recipe.train]}))
-"""
 
 
 @dataclass(frozen=True)
@@ -74,25 +66,6 @@ class Torch:
     cuda: str | None
     sees_gpu: bool
     architectures: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class RecipeNeeds:
-    """What a recipe asks for.
-
-    Attributes:
-        download: bytes of the archives whose size is known.
-        unknown: number of archives whose size is not known.
-        pairs: lines of the training parts whose number is known.
-        unknown_parts: number of training parts whose lines are not known.
-        hosts: where the archives come from.
-    """
-
-    download: int
-    unknown: int
-    pairs: int
-    unknown_parts: int
-    hosts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -125,9 +98,9 @@ def examine(python: Path, out: Path, hosts: Iterable[str]) -> Machine:
         out: folder for results, which need not exist.
         hosts: to which a connection is tried, and given up after five seconds.
     """
-    facts, python_error = _ask(python, _PYTHON_PROBE, *PACKAGES)
-    torch, torch_error = _ask(python, _TORCH_PROBE)
-    fairseq, fairseq_error = _ask(python, _FAIRSEQ_PROBE)
+    facts, python_error = ask(python, _PYTHON_PROBE, *PACKAGES)
+    torch, torch_error = ask(python, _TORCH_PROBE)
+    fairseq, fairseq_error = ask(python, _FAIRSEQ_PROBE)
     if fairseq and not fairseq["registered"]:
         fairseq_error = "the criterion soft_beam_search is not registered"
     gpus, driver, driver_cuda, driver_error = _nvidia()
@@ -146,31 +119,18 @@ def examine(python: Path, out: Path, hosts: Iterable[str]) -> Machine:
         compiler=next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None),
         headers=bool(facts and facts["headers"]),
         disk=shutil.disk_usage(place).free,
-        out_error=_why_not_writable(place),
+        out_error=_why_no_folder(out) or _why_not_writable(place),
         shared_memory=_shared_memory(),
         host_errors={host: _why_unreachable(host) for host in hosts},
     )
 
 
-def recipe_needs(python: Path, recipe: str) -> tuple[RecipeNeeds | None, str | None]:
-    """Return what a recipe asks for, or why that is not known."""
-    found, error = _ask(python, _RECIPE_PROBE, recipe)
-    if not found:
-        return None, error
-    sizes = [each["bytes"] for each in found["archives"]]
-    urls = [each["url"] for each in found["archives"] if each["url"]]
-    needs = RecipeNeeds(
-        download=sum(filter(None, sizes)),
-        unknown=sizes.count(None),
-        pairs=sum(filter(None, found["lines"])),
-        unknown_parts=found["lines"].count(None),
-        hosts=tuple(dict.fromkeys(filter(None, (urlsplit(u).hostname for u in urls)))),
-    )
-    return needs, None
+def ask(python: Path, code: str, *arguments: str) -> tuple[Any, str | None]:
+    """Run a probe in the interpreter; a crash in there is an answer, too.
 
-
-def _ask(python: Path, code: str, *arguments: str) -> tuple[Any, str | None]:
-    """Run a probe in the interpreter; a crash in there is an answer, too."""
+    Returns:
+        what the probe printed last, as JSON, or ``None`` and what went wrong.
+    """
     command = [str(python), "-c", code, *arguments]
     try:
         result = subprocess.run(
@@ -233,6 +193,15 @@ def _existing(path: Path) -> Path:
     """Return the folder itself or the nearest one above it that is there."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def _why_no_folder(out: Path) -> str | None:
+    """Say which of the folder and those above it is something else."""
+    path = out.absolute()
+    nearest = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    if os.path.isdir(nearest):
+        return None
+    return f"`--out` must be a folder, but `{nearest}` is none"
 
 
 def _why_not_writable(folder: Path) -> str | None:

@@ -7,9 +7,12 @@ numbers of pieces), ``bin`` (binarised) and ``manifest.json``.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from pathlib import Path
+from typing import Any, Mapping
 
+from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.fetch import check, fetch
 from fairseq_plugins.pipeline.output_folder import claimed
 from fairseq_plugins.pipeline.plan import Plan
@@ -57,7 +60,8 @@ def prepare(
         workers: number of processes; all cores if not given.
 
     Raises:
-        UserError: files are missing or wrong, or ``out`` cannot be used.
+        UserError: files are missing or wrong, or ``out`` cannot be used or holds
+            another corpus.
     """
     located = locate(recipe, sources, downloads=downloads, smoke=smoke)
     for part in located.left_out:
@@ -68,8 +72,58 @@ def prepare(
         return
     with claimed(out):
         workshop = Workshop(out, recipe=name)
+        _check_same_corpus(workshop, recipe, located)
         plan = Plan(recipe, located, workshop, smoke, workers or default_workers())
         plan.carry_out(stage)
+
+
+def _check_same_corpus(workshop: Workshop, recipe: Recipe, located: Located) -> None:
+    """Refuse a finished folder of another recipe that has this one's name.
+
+    One source file in common is enough: others may have been mended since.
+
+    Raises:
+        UserError: its languages are others, or it was made of none of these files.
+    """
+    finished = workshop.finished
+    if finished is None:
+        return
+    how = None
+    before = (finished.get("source_lang"), finished.get("target_lang"))
+    now = (recipe.source_lang, recipe.target_lang)
+    if before != now:
+        how = f"from {before[0]} to {before[1]} and not from {now[0]} to {now[1]}"
+    elif not _shares_a_source(workshop, finished, located):
+        how = "made of other source files, none of them this recipe's"
+    if how is not None:
+        raise UserError(
+            f"`{workshop.folder}` holds another corpus of the name "
+            f"`{finished['recipe']}`, {how}. Choose another --out or delete it."
+        )
+
+
+def _shares_a_source(
+    workshop: Workshop, finished: Mapping[str, Any], located: Located
+) -> bool:
+    """Say whether the folder was made of one of these texts, or of one of their files.
+
+    Where none of them is there, which is so after downloads were deleted, it may be.
+    """
+    records = finished["stages"].values()
+    made = {name for record in records for name in record["outputs"]}
+    known: set[str] = set()
+    for record in records:
+        known.update(filter(None, record["settings"].get("sha256", ())))
+        known.update(d for name, d in record["inputs"].items() if name not in made)
+    parts = list(itertools.chain.from_iterable(located.subsets.values()))
+    declared = {
+        side.sha256 for part in parts for side in (part.part.source, part.part.target)
+    }
+    paths = [text.path for part in parts for text in (part.source, part.target)]
+    there = [path for path in paths if path.is_file()]
+    if known & declared or not there:
+        return True
+    return any(workshop.digest(path) in known for path in there)
 
 
 def _fetch(located: Located, downloads: Path | None, smoke: bool) -> None:

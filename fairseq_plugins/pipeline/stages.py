@@ -70,13 +70,24 @@ class Workshop:
         self._manifest = folder / MANIFEST
         self._progress = folder / _PROGRESS
         self._records: dict[str, dict[str, Any]] = {}
+        self._finished: Mapping[str, Any] | None = None
         self._digests = DigestCache(folder / _DIGESTS)
         for path in (self._progress, self._manifest):
             content = _read(path)
             if content is not None:
                 self._check_recipe(content["recipe"])
                 self._records = content["stages"]
+                self._finished = content if path == self._manifest else None
                 break
+
+    @property
+    def finished(self) -> Mapping[str, Any] | None:
+        """What the manifest said when it was read; ``None`` without one."""
+        return self._finished
+
+    def digest(self, path: Path) -> str:
+        """Return the SHA-256 of the whole file, read again only if it was touched."""
+        return self._digests.of(path)
 
     def counts(self, stage: str) -> dict[str, Any]:
         """Return what a finished stage counted."""
@@ -151,7 +162,7 @@ class Workshop:
         if list(record["inputs"]) != list(stage.inputs):
             return "other input files"
         for name, path in stage.inputs.items():
-            if self._digest(path) != record["inputs"][name]:
+            if self.digest(path) != record["inputs"][name]:
                 return f"{name} has changed"
         return None
 
@@ -162,20 +173,16 @@ class Workshop:
             path = self.folder / name
             if not path.is_file():
                 return f"{name} is missing"
-            if self._digest(path) != recorded.get(name):
+            if self.digest(path) != recorded.get(name):
                 return f"{name} is damaged"
         return None
 
-    def _digest(self, path: Path) -> str:
-        """Return the SHA-256 of the whole file, read again only if it was touched."""
-        return self._digests.of(path)
-
     def _run(self, stage: Stage) -> None:
-        inputs = {name: self._digest(path) for name, path in stage.inputs.items()}
+        inputs = {name: self.digest(path) for name, path in stage.inputs.items()}
         started = time.monotonic()
         counts = stage.run()
         seconds = round(time.monotonic() - started, 1)
-        outputs = {name: self._digest(self.folder / name) for name in stage.outputs}
+        outputs = {name: self.digest(self.folder / name) for name in stage.outputs}
         self._digests.save()
         self._records[stage.name] = {
             "settings": dict(stage.settings),

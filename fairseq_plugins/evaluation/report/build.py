@@ -13,6 +13,7 @@ from typing import Any, Sequence
 import fairseq_plugins
 from fairseq_plugins.evaluation.report.assets import render_page
 from fairseq_plugins.evaluation.report.curves import read_curves
+from fairseq_plugins.evaluation.report.explorer_beam import check_explorer_beam
 from fairseq_plugins.evaluation.report.runs import (
     ReportRun,
     load_runs,
@@ -83,7 +84,8 @@ def write_report(
         options: what it shows.
 
     Raises:
-        UserError: a run is missing or not evaluated, or they cannot be compared.
+        UserError: a run is missing or not evaluated, they cannot be compared, or the
+            explorer's beam is wider than a vocabulary allows.
     """
     if out.is_dir():
         raise UserError(f"`{out}` must be a file such as report.html, but is a folder.")
@@ -106,6 +108,9 @@ def collect(
     subsets = shared_test_sets(runs)
     shown = _shown_subset(runs, subsets, options.subset)
     beam = headline_beam(runs, shown)
+    explored_beam = options.explore_beam or max(2, beam)
+    if options.explore:  # before the tests, which take long
+        check_explorer_beam(runs, explored_beam)
     known = KnownTests()
     tests = [_test_set(runs, pooled, subset, known) for subset in subsets]
     sentences = ScoredSentences.read(runs, shown, beam)
@@ -127,7 +132,7 @@ def collect(
         "tests": tests,
         "shown": subsets.index(shown),
         "samples": sentences.samples(options.samples, seed=options.seed),
-        "explorer": _explorer(runs, shown, sentences, beam, options),
+        "explorer": _explorer(runs, shown, sentences, explored_beam, options),
         "command": shlex.join(command),
         "versions": _versions(),
     }
@@ -226,7 +231,7 @@ def _explorer(
     runs: Sequence[ReportRun],
     subset: str,
     sentences: ScoredSentences,
-    beam: int,
+    beam_size: int,
     options: ReportOptions,
 ) -> dict[str, Any] | None:
     if not options.explore:
@@ -235,7 +240,6 @@ def _explorer(
     from fairseq_plugins.evaluation.report.explorer import epsilons_of, explored
     from fairseq_plugins.evaluation.report.search import trace_searches
 
-    beam_size = options.explore_beam or max(2, beam)
     changes = sentences.changes()
     chosen = chosen_sentences(changes, options.explore, seed=options.seed)
     searches = []

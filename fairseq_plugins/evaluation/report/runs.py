@@ -4,9 +4,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterable, Sequence
+from typing import Any, Mapping, Sequence
 
-from fairseq_plugins.evaluation.run_checkpoint import checkpoint_path, file_name
+from fairseq_plugins.evaluation.report.choice import Row, rows_of_one_checkpoint
+from fairseq_plugins.evaluation.run_checkpoint import checkpoint_path
 from fairseq_plugins.evaluation.run_names import distinct_names
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import read_json, read_lines, sha256_of
@@ -17,12 +18,11 @@ from fairseq_plugins.pipeline.training_config import Config
 __all__ = [
     "Evaluated",
     "ReportRun",
+    "Row",
     "load_runs",
     "references_of",
     "shared_test_sets",
 ]
-
-Row = dict[str, Any]
 
 # A row of scores.json without these was not written by scripts/evaluate.py.
 _NEEDED = (
@@ -89,21 +89,35 @@ def load_runs(
     Args:
         paths: run folders, the control first.
         checkpoint: ``best``, ``last`` or a file's name: whose scores to show. If not
-            given, the one with the most scores for a test set, and of equals the best.
+            given, for each test set the one of all runs with the most scores; see
+            :func:`rows_of_one_checkpoint`.
         lenpen: whose scores to show.
 
     Raises:
-        UserError: a folder is given twice, is no run folder, or has no such scores.
+        UserError: a folder is given twice, is no run folder, or has no such scores; or
+            the runs were evaluated by other checkpoints than each other.
     """
     folders = [path.expanduser().resolve() for path in paths]
     for path, count in Counter(folders).items():
         if count > 1:
             raise UserError(f"`{path}` is given {count} times; give each run once.")
-    names = distinct_names(folders)
-    return [
-        _load(path, name, checkpoint=checkpoint, lenpen=lenpen)
-        for path, name in zip(folders, names)
-    ]
+    runs = [_load(path, name) for path, name in zip(folders, distinct_names(folders))]
+    of_runs = {
+        run.name: [row for row in _rows(run.path) if row["lenpen"] == lenpen]
+        for run in runs
+    }
+    for subset in dict.fromkeys(r["subset"] for rows in of_runs.values() for r in rows):
+        chosen = _chosen(of_runs, subset, checkpoint)
+        for run in runs:
+            if chosen.get(run.name):
+                run.scores[subset] = {
+                    row["beam"]: _evaluated(run.path, row) for row in chosen[run.name]
+                }
+    for run in runs:
+        if not run.scores:
+            of = f" of checkpoint `{checkpoint}`" if checkpoint else ""
+            raise UserError(f"`{run.path}` has no scores{of} with lenpen {lenpen:g}.")
+    return runs
 
 
 def shared_test_sets(runs: Sequence[ReportRun]) -> list[str]:
@@ -142,10 +156,11 @@ def references_of(run: ReportRun, subset: str) -> list[str]:
     return read_lines(path)
 
 
-def _load(path: Path, name: str, *, checkpoint: str | None, lenpen: float) -> ReportRun:
+def _load(path: Path, name: str) -> ReportRun:
+    """Read a run but for its scores."""
     folder = RunFolder(path)
     config = folder.read_config()
-    run = ReportRun(
+    return ReportRun(
         name=name,
         path=path,
         config=config,
@@ -153,16 +168,6 @@ def _load(path: Path, name: str, *, checkpoint: str | None, lenpen: float) -> Re
         finished=_optional_json(path / "finished.json"),
         corpus=PreparedCorpus.load(Path(config["data"])),
     )
-    rows = _rows(path)
-    for subset in dict.fromkeys(row["subset"] for row in rows):
-        here = [row for row in rows if row["subset"] == subset]
-        chosen = _chosen([row for row in here if row["lenpen"] == lenpen], checkpoint)
-        if chosen:
-            run.scores[subset] = {row["beam"]: _evaluated(path, row) for row in chosen}
-    if not run.scores:
-        which = f" of checkpoint `{checkpoint}`" if checkpoint else ""
-        raise UserError(f"`{path}` has no scores{which} with lenpen {lenpen:g}.")
-    return run
 
 
 def _rows(path: Path) -> list[Row]:
@@ -185,22 +190,22 @@ def _rows(path: Path) -> list[Row]:
     return [row for row in rows if "lines_of" not in row]
 
 
-def _chosen(rows: Iterable[Row], checkpoint: str | None) -> list[Row]:
-    """Return the rows of one checkpoint, by beam."""
-    by_checkpoint: dict[str, list[Row]] = {}
-    for row in rows:
-        by_checkpoint.setdefault(row["checkpoint"], []).append(row)
-    if checkpoint:
-        found = by_checkpoint.get(file_name(checkpoint), [])
-    else:
-        order = sorted(
-            by_checkpoint,
-            key=lambda name: (
-                -len(by_checkpoint[name]), name != file_name("best"), name
-            ),
-        )  # fmt: skip
-        found = by_checkpoint[order[0]] if order else []
-    return sorted(found, key=lambda row: int(row["beam"]))
+def _chosen(
+    of_runs: Mapping[str, Sequence[Row]], subset: str, checkpoint: str | None
+) -> dict[str, list[Row]]:
+    """Return the rows of a test set that a report shows, by beam, for each run."""
+    here = {
+        name: [row for row in rows if row["subset"] == subset]
+        for name, rows in of_runs.items()
+    }
+    if all(here.values()):
+        return rows_of_one_checkpoint(here, subset, checkpoint)
+    # Some run lacks it, so that it is not shown and there is nothing to compare.
+    return {
+        name: rows_of_one_checkpoint({name: rows}, subset, checkpoint)[name]
+        for name, rows in here.items()
+        if rows
+    }
 
 
 def _evaluated(path: Path, row: Row) -> Evaluated:
