@@ -89,7 +89,7 @@ def _table(rows: list[Row]) -> str:
     signatures = dict.fromkeys(
         row[key] for key in _SIGNATURES for row in rows if key in row
     )
-    notes = [_scoring_options.FORCED] if any("forced" in row for row in rows) else []
+    notes = [_scoring_options.FORCED] if any(row.get("forced") for row in rows) else []
     return "\n".join([format_table(headings, cells), *signatures, *notes])
 
 

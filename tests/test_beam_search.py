@@ -120,6 +120,18 @@ def test_no_sentence_goes_beyond_the_limit_of_all_whatever_its_own(
     assert_same_hypotheses(hypotheses_of(trace, settings, 1.0), expected)
 
 
+@pytest.mark.parametrize("beam", [1, BEAM])
+def test_resets_are_the_steps_at_which_gold_would_have_been_pruned(
+    arch, beam, make_model, sentences, collate, settings
+):
+    settings = dataclasses.replace(settings, beam_size=beam, reset_margin=0.0)
+    trace = run("rollout", make_model(arch), collate(sentences), settings,
+                everything(finished=False))  # fmt: skip
+    in_pool = (trace.gold >= 0) & (trace.gold < settings.pool_size)
+    assert torch.equal(trace.resets, in_pool & ~trace.gold_in_beam)
+    assert trace.resets.any() and (in_pool & ~trace.resets).any()
+
+
 def test_a_sentence_without_any_hypothesis_has_the_largest_risk():
     from fairseq_plugins.beam.losses import minimum_risk, soft_risk
     from fairseq_plugins.beam.trace import Hypotheses

@@ -293,7 +293,7 @@ def test_scores_that_were_forced_say_so_and_are_refused_later_without(
     lines = ["two men walk .", "a dog , fast", "the red house ."]
     (run.parent / "corpus" / "test.yy").write_text("\n".join(lines) + "\n")
     (row,) = evaluate_run(run, beams=[1], scoring=Scoring(force=True))
-    assert "forced" not in row  # three lines are too few to be called tokenised
+    assert not row["forced"]  # three lines are too few to be called tokenised
     marked = ["two men@@ walk", *lines[1:]]
     (run.parent / "corpus" / "test.yy").write_text("\n".join(marked) + "\n")
     (row,) = evaluate_run(run, beams=[1], scoring=Scoring(force=True))

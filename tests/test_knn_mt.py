@@ -241,13 +241,17 @@ def test_the_command_compares_with_the_model_alone(run, tmp_path):
     assert again.stdout == done.stdout and "translating" not in again.stderr
 
 
-def test_a_kill_leaves_no_description_of_other_hypotheses(run, tmp_path, monkeypatch):
-    comparison = experiment.Experiment(
+def experiment_of(run, out):
+    return experiment.Experiment(
         RunFolder(run).checkpoints / "checkpoint_best.pt",
         PreparedCorpus.load(run.parent / "corpus"),
-        tmp_path,
+        out,
         experiment.Options(),
     )
+
+
+def test_a_kill_leaves_no_description_of_other_hypotheses(run, tmp_path, monkeypatch):
+    comparison = experiment_of(run, tmp_path)
     comparison.compare([], ["test"], beam=1)
     assert list(tmp_path.glob("*.json"))
     comparison._digest = "another checkpoint"
@@ -262,22 +266,18 @@ def test_a_kill_leaves_no_description_of_other_hypotheses(run, tmp_path, monkeyp
 
 
 def test_translations_of_another_test_text_are_not_taken(run, tmp_path, monkeypatch):
-    comparison = experiment.Experiment(
-        RunFolder(run).checkpoints / "checkpoint_best.pt",
-        PreparedCorpus.load(run.parent / "corpus"),
-        tmp_path,
-        experiment.Options(),
-    )
+    comparison = experiment_of(run, tmp_path)
     comparison.compare([], ["test"], beam=1)
-    translated = []
-    monkeypatch.setattr(
-        experiment, "translate",
-        lambda *_, **__: translated.append(1) or ["a"] * 20,
-    )  # fmt: skip
+    translate, translated = experiment.translate, []
+
+    def counted(*args, **options):
+        translated.append(args)
+        return translate(*args, **options)
+
+    monkeypatch.setattr(experiment, "translate", counted)
     comparison.compare([], ["test"], beam=1)
     assert not translated
     monkeypatch.setattr(experiment, "digest_of_data", lambda *_: "of another text")
-    monkeypatch.setattr(experiment, "score", lambda *_: experiment.Options())
     comparison.compare([], ["test"], beam=1)
     assert translated
 

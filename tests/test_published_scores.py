@@ -13,7 +13,7 @@ import sys
 import pytest
 from conftest import ROOT, SHARED_DATA
 
-from fairseq_plugins.evaluation.comparable import check_comparable, is_comparable
+from fairseq_plugins.evaluation.comparable import check_comparable
 from fairseq_plugins.evaluation.scoring import bleu
 from fairseq_plugins.evaluation.test_sets import select
 from fairseq_plugins.evaluation.tokenised import (
@@ -21,6 +21,7 @@ from fairseq_plugins.evaluation.tokenised import (
     moses_tokenise,
     tokenised_bleu,
 )
+from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import read_lines
 
 CHECK = SHARED_DATA / "bleu_check"
@@ -91,7 +92,8 @@ def fairseq_log() -> tuple[list[str], list[str]]:
 def test_the_last_line_of_fairseqs_log() -> None:
     """It is 13a over text that is tokenised still, which is refused unless forced."""
     hypotheses, references = fairseq_log()
-    assert not is_comparable(hypotheses, references)
+    with pytest.raises(UserError, match="tokenised"):
+        check_comparable(hypotheses, references)
     result, _ = bleu(hypotheses, references)
     assert f"{result.score:.2f}" == "39.69"
     assert precisions(result.precisions) == "69.4/46.3/33.3/24.6"

@@ -66,3 +66,9 @@ def test_a_test_set_that_one_run_lacks_needs_no_shared_checkpoint(tmp_path: Path
     last = of_checkpoint(BEST, 1) + of_checkpoint(LAST, 1, subset="valid")
     chosen = compared(tmp_path, more, last, of_checkpoint(BEST, 1))
     assert chosen == ["checkpoint_best.pt"] * 3
+
+
+def test_scores_that_were_forced_are_in_no_report(tmp_path: Path):
+    forced = of_checkpoint(BEST, 1, forced=True)
+    with pytest.raises(UserError, match="must be comparable, but those of .* --force"):
+        compared(tmp_path, of_checkpoint(BEST, 1), forced)

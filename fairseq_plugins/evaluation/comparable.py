@@ -6,7 +6,7 @@ from typing import Sequence
 
 from fairseq_plugins.pipeline.errors import UserError
 
-__all__ = ["MAX_EMPTY", "check_comparable", "check_plain_text", "is_comparable"]
+__all__ = ["MAX_EMPTY", "check_comparable", "check_plain_text"]
 
 # Share of hypotheses that may be empty.
 MAX_EMPTY = 0.1
@@ -61,20 +61,6 @@ def check_comparable(
         _check_one_language(hypotheses, references)
     else:
         _check_direction(hypotheses, references, sources)
-
-
-def is_comparable(
-    hypotheses: Sequence[str],
-    references: Sequence[str],
-    *,
-    sources: Sequence[str] | None = None,
-) -> bool:
-    """Tell whether :func:`check_comparable` has nothing to say."""
-    try:
-        check_comparable(hypotheses, references, sources=sources)
-    except UserError:
-        return False
-    return True
 
 
 def check_plain_text(name: str, lines: Sequence[str]) -> None:

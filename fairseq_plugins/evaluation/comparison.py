@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from fairseq_plugins.evaluation.changes import Change, changes
-from fairseq_plugins.evaluation.comparable import MAX_EMPTY, is_comparable
+from fairseq_plugins.evaluation.comparable import MAX_EMPTY
 from fairseq_plugins.evaluation.pooling import Trainings
 from fairseq_plugins.evaluation.score_store import Row
 from fairseq_plugins.evaluation.scoring import score
@@ -82,8 +82,7 @@ def mean_row(rows: Sequence[Row]) -> Row:
             numbers = [value for value in values if value is not None]
             whole = len(numbers) == len(values)
             merged[key] = statistics.mean(numbers) if whole else None
-    if any("forced" in row for row in rows):
-        merged["forced"] = True
+    merged["forced"] = any(row.get("forced") for row in rows)
     merged["runs"] = [row["run"] for row in rows]
     merged["run"] = ",".join(merged["runs"])
     merged["bleu_of_runs"] = [row["bleu"] for row in rows]
@@ -143,8 +142,6 @@ def _scores(
     file: Path, hypotheses: list[str], references: list[str], checks: dict[str, Any]
 ) -> Row:
     scores = score(hypotheses, references, **checks)
-    looks_right = is_comparable(hypotheses, references, sources=checks["sources"])
-    forced = {"forced": True} if checks["force"] and not looks_right else {}
     return {
         "run": str(file),
         "bleu": scores.bleu,
@@ -154,5 +151,5 @@ def _scores(
         "ter": scores.ter,
         "ter_signature": scores.ter_signature,
         "sentences": len(references),
-        **forced,
+        "forced": scores.forced,
     }

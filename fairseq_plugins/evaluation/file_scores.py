@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_plugins.evaluation.comet import comet_score
-from fairseq_plugins.evaluation.comparable import is_comparable
 from fairseq_plugins.evaluation.run_scores import Scoring
 from fairseq_plugins.evaluation.scoring import score
 from fairseq_plugins.evaluation.test_sets import identify, known_sets, select
@@ -44,7 +43,7 @@ def score_files(
 
     Returns:
         the fields of :class:`scoring.Scores` and ``sentences``, ``test_set`` (the
-        known one that has these references), ``forced``, and what ``scoring`` adds.
+        known one that has these references), and what ``scoring`` adds.
 
     Raises:
         UserError: a file is missing, or the texts are not comparable.
@@ -61,7 +60,6 @@ def score_files(
         **asdict(scores),
         "sentences": len(ours),
         "test_set": known.name if known else None,
-        "forced": scoring.force and not is_comparable(ours, theirs, sources=sources),
     }
     if scoring.tokenised and language is not None:
         result |= scores_of_older_papers(ours, theirs, language)

@@ -12,7 +12,6 @@ from fairseq_plugins.evaluation.comparable import (
     MAX_EMPTY,
     check_comparable,
     check_plain_text,
-    is_comparable,
 )
 from fairseq_plugins.evaluation.detokenising import detokeniser
 from fairseq_plugins.evaluation.found import Hypothesis, Reference
@@ -235,7 +234,6 @@ class _Evaluation:
             **identity,
             **({"averaged": list(averaged)} if averaged else {}),
             **scores,
-            **self._forced(test_set, hypotheses),
             "test_set": published_name(test_set.title, references),
             "sentences": len(hypotheses),
             **speed,
@@ -254,12 +252,6 @@ class _Evaluation:
                 sources=test_set.sources,
                 max_empty=self.scoring.max_empty,
             )
-
-    def _forced(self, test_set: RunTestSet, hypotheses: list[str]) -> Row:
-        texts = hypotheses, test_set.references
-        if self.scoring.force and not is_comparable(*texts, sources=test_set.sources):
-            return {"forced": True}
-        return {}
 
     def _more_scores(self, test_set: RunTestSet, row: Row) -> Row:
         """Return scores that are asked for and that the row lacks."""

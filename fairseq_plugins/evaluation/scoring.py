@@ -9,6 +9,7 @@ from sacrebleu.metrics import CHRF, TER
 
 from fairseq_plugins.evaluation.bleu_counts import BleuCounts, Counts
 from fairseq_plugins.evaluation.comparable import MAX_EMPTY, check_comparable
+from fairseq_plugins.pipeline.errors import UserError
 
 __all__ = ["Scores", "bleu", "corpus_bleu", "repetition", "score"]
 
@@ -21,6 +22,7 @@ class Scores:
     """Corpus scores of one system; ``dataclasses.asdict`` makes it JSON.
 
     Attributes:
+        forced: the texts look wrong, and were scored all the same.
         bleu: BLEU, 0 to 100 (Papineni et al., 2002).
         bleu_signature: how it was computed; quote it with the score (Post, 2018).
         precisions: n-gram precisions for n = 1 to 4, in percent.
@@ -41,6 +43,7 @@ class Scores:
             ``bleu``. Every sentence is in one bucket.
     """
 
+    forced: bool
     bleu: float
     bleu_signature: str
     precisions: list[float]
@@ -79,8 +82,13 @@ def score(
     Raises:
         UserError: the texts are not comparable; see :func:`check_comparable`.
     """
-    if not force or len(hypotheses) != len(references) or not references:
+    forced = False
+    try:
         check_comparable(hypotheses, references, sources=sources, max_empty=max_empty)
+    except UserError:
+        if not force or len(hypotheses) != len(references) or not references:
+            raise
+        forced = True
     chrf, ter = CHRF(), TER()
     counting = BleuCounts(references)
     counts = counting.of_all(hypotheses)
@@ -88,6 +96,7 @@ def score(
     chrf_score = chrf.corpus_score(hypotheses, [references])
     ter_score = ter.corpus_score(hypotheses, [references])
     return Scores(
+        forced=forced,
         bleu=bleu_score.score,
         bleu_signature=counting.signature,
         precisions=bleu_score.precisions,

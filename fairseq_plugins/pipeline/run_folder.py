@@ -203,12 +203,8 @@ def _differing(one: Config, other: Config) -> set[str]:
 
 def _equal(one: object, other: object) -> bool:
     """Whether two values are the same, or one number: YAML takes ``4e-3`` for text."""
-    if one == other:
-        return True
     try:
-        return all(isinstance(each, (float, int, str)) for each in (one, other)) and (
-            float(str(one)) == float(str(other))
-        )
+        return one == other or float(str(one)) == float(str(other))
     except ValueError:
         return False
 

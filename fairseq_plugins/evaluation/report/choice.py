@@ -1,14 +1,13 @@
 """Whose scores a report compares: those of one checkpoint, the same for all runs."""
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping, Sequence
+from typing import Callable, Mapping, Sequence
 
 from fairseq_plugins.evaluation.run_checkpoint import file_name
+from fairseq_plugins.evaluation.score_store import Row
 from fairseq_plugins.pipeline.errors import UserError
 
-__all__ = ["Row", "rows_of_one_checkpoint"]
-
-Row = dict[str, Any]
+__all__ = ["rows_of_one_checkpoint"]
 
 
 def rows_of_one_checkpoint(

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from fairseq_plugins.evaluation.report.choice import Row, rows_of_one_checkpoint
+from fairseq_plugins.evaluation.report.choice import rows_of_one_checkpoint
 from fairseq_plugins.evaluation.run_checkpoint import checkpoint_path
 from fairseq_plugins.evaluation.run_names import distinct_names
+from fairseq_plugins.evaluation.score_store import Row
 from fairseq_plugins.pipeline.errors import UserError
 from fairseq_plugins.pipeline.files import read_json, read_lines, sha256_of
 from fairseq_plugins.pipeline.manifest import PreparedCorpus
@@ -209,6 +210,11 @@ def _chosen(
 
 
 def _evaluated(path: Path, row: Row) -> Evaluated:
+    if row.get("forced"):
+        raise UserError(
+            f"scores of a report must be comparable, but those of `{path}` on "
+            f"`{row['title']}` were made by --force: see scripts/compare.py --force."
+        )
     hypotheses = read_lines(path / "eval" / row["hypotheses"])
     if len(hypotheses) != row.get("sentences", len(hypotheses)):
         raise UserError(
