@@ -36,6 +36,14 @@ def test_a_system_is_one_line_of_means_and_each_seeds_p_value():
     )
 
 
+def test_minutes_are_not_those_of_the_run_that_had_to_wait():
+    rows = [
+        row("soft", seed, 5, 41.0, 0.01) | {"seconds": seconds}
+        for seed, seconds in enumerate([1200.0, 9000.0, 1260.0])
+    ]
+    assert "| 0, 1, 2 | 600 | 21 |" in study_table(rows).splitlines()[2]
+
+
 def test_text_between_marks_is_replaced_and_a_document_without_them_refused(tmp_path):
     path = tmp_path / "page.md"
     path.write_text("a\n<!-- x-begin -->\nold\n<!-- x-end -->\nb\n")

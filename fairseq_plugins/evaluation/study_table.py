@@ -1,4 +1,8 @@
-"""The rows of a study's ``summary.json`` as a Markdown table, means over seeds."""
+"""The rows of a study's ``summary.json`` as a Markdown table.
+
+Scores are means over seeds. Minutes are their median, since one run that had to wait
+for other work would make a mean mean nothing.
+"""
 from __future__ import annotations
 
 import statistics
@@ -50,11 +54,16 @@ def _line(key: Iterable[str], rows: list[Row], beams: Sequence[int]) -> list[str
         system,
         ", ".join(map(str, seeds)),
         f"{rows[0]['updates']:,}",
-        _mean([r["seconds"] / 60 for r in rows if r["seconds"] is not None], ".0f"),
+        _minutes(last),
         *(_mean([r["bleu"] for r in rows if r["beam"] == b], ".2f") for b in beams),
         _mean([r["chrf"] for r in last], ".2f"),
         ", ".join("-" if p is None else f"{p:.4f}" for p in p_values) or "-",
     ]
+
+
+def _minutes(rows: list[Row]) -> str:
+    seconds = [row["seconds"] for row in rows if row["seconds"] is not None]
+    return f"{statistics.median(seconds) / 60:.0f}" if seconds else "-"
 
 
 def _mean(values: list[float], form: str) -> str:
