@@ -11,7 +11,7 @@ from fairseq_plugins.evaluation.comparable import MAX_EMPTY
 from fairseq_plugins.evaluation.run_scores import Scoring
 from fairseq_plugins.evaluation.table import format_table
 
-FORCED = "Scored by --force: not comparable with other scores."
+_FORCED = "Scored by --force: not comparable with other scores."
 
 
 def add_evaluation(
@@ -42,6 +42,11 @@ def evaluation(arguments: argparse.Namespace) -> dict[str, Any]:
         "checkpoint": arguments.checkpoint,
         "lenpen": arguments.lenpen,
     }
+
+
+def notes_on(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what a reader of these scores has to know, a line each."""
+    return [_FORCED] if any(row.get("forced") for row in rows) else []
 
 
 def add_refusals(parser: argparse.ArgumentParser) -> None:

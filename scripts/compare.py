@@ -89,7 +89,7 @@ def _table(rows: list[Row]) -> str:
     signatures = dict.fromkeys(
         row[key] for key in _SIGNATURES for row in rows if key in row
     )
-    notes = [_scoring_options.FORCED] if any(row.get("forced") for row in rows) else []
+    notes = _scoring_options.notes_on(rows)
     return "\n".join([format_table(headings, cells), *signatures, *notes])
 
 

@@ -74,7 +74,7 @@ def _report(rows: list[Row]) -> str:
         for row in rows
         if key in row
     )
-    notes = [_scoring_options.FORCED] if any(row.get("forced") for row in rows) else []
+    notes = _scoring_options.notes_on(rows)
     return "\n\n".join([*parts, "\n".join(signatures), *notes])
 
 

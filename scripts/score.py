@@ -77,8 +77,8 @@ def _report(scores: dict[str, Any]) -> str:
     ]
     older = _scoring_options.older_papers([scores])
     lines += ["", older] if older else []
-    if scores["forced"]:
-        lines += ["", _scoring_options.FORCED]
+    for note in _scoring_options.notes_on([scores]):
+        lines += ["", note]
     return "\n".join(lines)
 
 
