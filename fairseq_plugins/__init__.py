@@ -4,6 +4,7 @@
 it. Registration happens when fairseq itself imports this package; a program that
 imported the package first calls :func:`register`.
 """
+
 from __future__ import annotations
 
 import sys

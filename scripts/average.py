@@ -10,24 +10,24 @@ RUN/checkpoints/checkpoint_average.pt unless --output says otherwise; evaluate i
 `--checkpoint checkpoint_average.pt`. One checkpoint is open at a time. What was
 averaged before is not averaged again.
 """
+
 from __future__ import annotations
 
-import _environment
+import environment
 
-_environment.ensure()
+environment.ensure()
 
-import argparse  # noqa: E402
-import logging  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
 
-from _arguments import at_least, output_file  # noqa: E402
-
-from fairseq_plugins.evaluation.average import average_checkpoints  # noqa: E402
-from fairseq_plugins.pipeline.errors import UserError, run_command_line  # noqa: E402
-from fairseq_plugins.pipeline.files import read_json, write_json  # noqa: E402
-from fairseq_plugins.pipeline.run_folder import RunFolder  # noqa: E402
+from fairseq_plugins.evaluation.average import average_checkpoints
+from fairseq_plugins.training.run_folder import RunFolder
+from fairseq_plugins.utils.arguments import at_least, output_file
+from fairseq_plugins.utils.errors import UserError, run_command_line
+from fairseq_plugins.utils.files import read_json, write_json
 
 AVERAGE = "checkpoint_average.pt"
 

@@ -13,28 +13,26 @@ beside it, whose figure is smaller (docs/evaluation.md). The seeds of a system a
 pooled sentence by sentence. [low, high] is a 95 % confidence interval of the
 difference, over sentences and seeds.
 """
+
 from __future__ import annotations
 
-import _environment
+import environment
 
-_environment.ensure()
+environment.ensure()
 
-import argparse  # noqa: E402
-import logging  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
 
-import _scoring_options  # noqa: E402
-from _arguments import at_least, output_file, trainings  # noqa: E402
-
-from fairseq_plugins.evaluation.comparison import compare_files  # noqa: E402
-from fairseq_plugins.evaluation.run_comparison import compare_runs  # noqa: E402
-from fairseq_plugins.evaluation.run_names import system_names  # noqa: E402
-from fairseq_plugins.evaluation.run_scores import Row, Scoring  # noqa: E402
-from fairseq_plugins.evaluation.table import format_table  # noqa: E402
-from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
-from fairseq_plugins.pipeline.files import write_json  # noqa: E402
+from fairseq_plugins.evaluation import command_line
+from fairseq_plugins.evaluation.compare import compare_files, compare_runs, system_names
+from fairseq_plugins.evaluation.evaluate import Row, Scoring
+from fairseq_plugins.evaluation.table import format_table
+from fairseq_plugins.utils.arguments import at_least, output_file, trainings
+from fairseq_plugins.utils.errors import run_command_line
+from fairseq_plugins.utils.files import write_json
 
 
 def main() -> int:
@@ -57,7 +55,7 @@ def main() -> int:
             systems[0],
             systems[1:],
             shown=arguments.sentences,
-            **_scoring_options.evaluation(arguments),
+            **command_line.evaluation(arguments),
             scoring=Scoring(max_empty=arguments.max_empty, force=arguments.force),
         )
     print("\n".join([_table(rows), *_sentences(rows)]))
@@ -89,7 +87,7 @@ def _table(rows: list[Row]) -> str:
     signatures = dict.fromkeys(
         row[key] for key in _SIGNATURES for row in rows if key in row
     )
-    notes = _scoring_options.notes_on(rows)
+    notes = command_line.notes_on(rows)
     return "\n".join([format_table(headings, cells), *signatures, *notes])
 
 
@@ -158,8 +156,8 @@ def _parse_arguments() -> argparse.Namespace:
         help="compare files of translations of this text")  # fmt: skip
     add("--source", type=Path, metavar="SRC",
         help="with --reference: what was translated, for checks")  # fmt: skip
-    _scoring_options.add_evaluation(parser)
-    _scoring_options.add_refusals(parser)
+    command_line.add_evaluation(parser)
+    command_line.add_refusals(parser)
     add("--sentences", type=at_least(0), default=3, metavar="N",
         help="sentences of greatest gain and loss to show (default: 3)")  # fmt: skip
     add("--json", type=output_file, metavar="FILE", help="write the rows here, too")

@@ -8,6 +8,7 @@ downloaded or changed. With --recipe its files are looked for as by scripts/prep
 and each host of archives that are still to be downloaded is asked for one answer. The
 exit status is 1 if a stage cannot run, else 0.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -19,10 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from fairseq_plugins.doctor.checks import STAGES, Finding, check  # noqa: E402
-from fairseq_plugins.doctor.machine import examine  # noqa: E402
-from fairseq_plugins.doctor.needs import MODELS  # noqa: E402
-from fairseq_plugins.doctor.recipe import recipe_needs  # noqa: E402
+from fairseq_plugins.doctor.checks import MODELS, STAGES, Finding, check
+from fairseq_plugins.doctor.system import examine, recipe_needs
 
 MARKS = {"ok": "ok", "warning": "WARNING", "problem": "PROBLEM"}
 

@@ -8,24 +8,24 @@ What was evaluated before, by the same checkpoint and on the same data, is not d
 again, and an interrupted search goes on from where it was. docs/evaluation.md says what
 each number is.
 """
+
 from __future__ import annotations
 
-import _environment
+import environment
 
-_environment.ensure()
+environment.ensure()
 
-import argparse  # noqa: E402
-import logging  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
+import argparse
+import logging
+import sys
+from pathlib import Path
 
-import _scoring_options  # noqa: E402
-from _arguments import at_least, output_file  # noqa: E402
-
-from fairseq_plugins.evaluation.run_scores import Row, evaluate_run  # noqa: E402
-from fairseq_plugins.evaluation.table import format_table  # noqa: E402
-from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
-from fairseq_plugins.pipeline.files import write_json  # noqa: E402
+from fairseq_plugins.evaluation import command_line
+from fairseq_plugins.evaluation.evaluate import Row, evaluate_run
+from fairseq_plugins.evaluation.table import format_table
+from fairseq_plugins.utils.arguments import at_least, output_file
+from fairseq_plugins.utils.errors import run_command_line
+from fairseq_plugins.utils.files import write_json
 
 
 def main() -> int:
@@ -34,9 +34,9 @@ def main() -> int:
     arguments = _parse_arguments()
     rows = evaluate_run(
         arguments.run,
-        **_scoring_options.evaluation(arguments),
+        **command_line.evaluation(arguments),
         max_tokens=arguments.max_tokens,
-        scoring=_scoring_options.scoring(arguments),
+        scoring=command_line.scoring(arguments),
     )
     titles = dict.fromkeys(row["title"] for row in rows)
     reports = [
@@ -61,7 +61,7 @@ def _report(rows: list[Row]) -> str:
         _search(rows),
         _lengths(rows),
     ]
-    older = _scoring_options.older_papers(rows)
+    older = command_line.older_papers(rows)
     parts += [older] if older else []
     signatures = dict.fromkeys(
         f"{name}: {row[key]}"
@@ -74,7 +74,7 @@ def _report(rows: list[Row]) -> str:
         for row in rows
         if key in row
     )
-    notes = _scoring_options.notes_on(rows)
+    notes = command_line.notes_on(rows)
     return "\n\n".join([*parts, "\n".join(signatures), *notes])
 
 
@@ -122,7 +122,7 @@ def _lengths(rows: list[Row]) -> str:
     buckets = [row["bleu_by_length"] for row in rows]
     cells = [
         [
-            _scoring_options.span(of_length[0]),
+            command_line.span(of_length[0]),
             of_length[0]["sentences"],
             *(bucket["bleu"] for bucket in of_length),
         ]
@@ -139,10 +139,10 @@ def _parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN")
-    _scoring_options.add_evaluation(parser, several_subsets=True)
+    command_line.add_evaluation(parser, several_subsets=True)
     add("--max-tokens", type=at_least(1), default=4000, metavar="N",
         help="tokens in a batch (default: 4000)")  # fmt: skip
-    _scoring_options.add_options(parser)
+    command_line.add_options(parser)
     add("--json", type=output_file, metavar="FILE", help="write the rows here, too")
     return parser.parse_args()
 

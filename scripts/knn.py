@@ -12,6 +12,7 @@ of configs/knn, or of --config, and key=value changes them. Trainings are kept u
 them. To choose settings use --on valid, which holds out a part of the training images
 and leaves the test images alone.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -19,23 +20,24 @@ import logging
 import sys
 from pathlib import Path
 
-import _environment
+import environment
 
-_environment.ensure()
+environment.ensure()
 
-import torch  # noqa: E402
+import torch
 
-from fairseq_plugins.knn import images, picture  # noqa: E402
-from fairseq_plugins.knn.report import markdown, plain  # noqa: E402
-from fairseq_plugins.knn.settings import (  # noqa: E402
-    METHODS,
-    Settings,
-    change,
-    read_settings,
+from fairseq_plugins.knn.data import Split, cifar10, digits, mnist
+from fairseq_plugins.knn.study import (
+    Study,
+    draw,
+    hold_out,
+    markdown,
+    plain,
+    require,
 )
-from fairseq_plugins.knn.study import Study, hold_out  # noqa: E402
-from fairseq_plugins.pipeline.errors import UserError, run_command_line  # noqa: E402
-from fairseq_plugins.pipeline.files import write_between, write_json  # noqa: E402
+from fairseq_plugins.knn.training import METHODS, Settings, change, read_settings
+from fairseq_plugins.utils.errors import UserError, run_command_line
+from fairseq_plugins.utils.files import write_between, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "knn"
@@ -48,7 +50,7 @@ def main() -> None:
     options = _parse()
     device = _device(options.device)
     if options.picture:
-        picture.require()
+        require()
     data = "mnist" if options.mnist else "cifar10" if options.cifar10 else "digits"
     settings = _settings(options, data)
     splits = _splits(options, data)
@@ -65,7 +67,7 @@ def main() -> None:
     name = data if options.on == "test" else f"{data}_valid"
     write_json(options.results / f"{name}.json", {"on": options.on, **summary})
     if options.picture:
-        picture.draw(study, summary, options.picture)
+        draw(study, summary, options.picture)
     if options.on == "test" and options.results == RESULTS and data == "digits":
         write_between(PAGE, "digits", markdown(summary))
     print(plain(summary))
@@ -82,12 +84,12 @@ def _settings(options: argparse.Namespace, data: str) -> Settings:
     return settings
 
 
-def _splits(options: argparse.Namespace, data: str) -> list[images.Split]:
+def _splits(options: argparse.Namespace, data: str) -> list[Split]:
     if data == "mnist":
-        return images.mnist(options.mnist)
+        return mnist(options.mnist)
     if data == "cifar10":
-        return images.cifar10(options.cifar10)
-    return images.digits()
+        return cifar10(options.cifar10)
+    return digits()
 
 
 def _device(name: str) -> str:

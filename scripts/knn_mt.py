@@ -10,6 +10,7 @@ validation set. Printed: BLEU and chrF, and p of a paired randomisation test aga
 the model alone. What is done already is not done again. It
 searches with faiss, or with scikit-learn (exactly) where faiss is not installed.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -18,25 +19,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import _environment
+import environment
 
-_environment.ensure()
+environment.ensure()
 
-from _arguments import at_least  # noqa: E402
-
-from fairseq_plugins.evaluation.run_checkpoint import (  # noqa: E402
-    choose_checkpoint,
-)
-from fairseq_plugins.evaluation.table import format_table  # noqa: E402
-from fairseq_plugins.knn_mt.experiment import (  # noqa: E402
-    SYSTEMS,
-    Experiment,
-    Options,
-)
-from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
-from fairseq_plugins.pipeline.files import write_json  # noqa: E402
-from fairseq_plugins.pipeline.manifest import PreparedCorpus  # noqa: E402
-from fairseq_plugins.pipeline.run_folder import RunFolder  # noqa: E402
+from fairseq_plugins.corpus.manifest import PreparedCorpus
+from fairseq_plugins.evaluation.evaluate import choose_checkpoint
+from fairseq_plugins.evaluation.table import format_table
+from fairseq_plugins.knn_mt.experiment import SYSTEMS, Experiment, Options
+from fairseq_plugins.training.run_folder import RunFolder
+from fairseq_plugins.utils.arguments import at_least
+from fairseq_plugins.utils.errors import run_command_line
+from fairseq_plugins.utils.files import write_json
 
 
 def main() -> None:
@@ -55,9 +49,7 @@ def main() -> None:
             seed=arguments.seed,
         ),
     )
-    rows = experiment.compare(
-        arguments.systems, arguments.subset, beam=arguments.beam
-    )
+    rows = experiment.compare(arguments.systems, arguments.subset, beam=arguments.beam)
     if arguments.json:
         write_json(arguments.json, rows)
     print(_table(rows))

@@ -7,32 +7,24 @@ Stages: fetch, extract, clean, subwords, encode, binarise; all by default.
 Called again, it goes on where it was, redoes what a changed setting or a damaged file
 makes necessary, or does nothing.
 """
+
 from __future__ import annotations
 
-import _environment
+import environment
 
-_environment.ensure()
+environment.ensure()
 
-import argparse  # noqa: E402
-import dataclasses  # noqa: E402
-import logging  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
+import argparse
+import dataclasses
+import logging
+import sys
+from pathlib import Path
 
-from _arguments import at_least  # noqa: E402
-
-from fairseq_plugins.pipeline.errors import UserError, run_command_line  # noqa: E402
-from fairseq_plugins.pipeline.preparation import (  # noqa: E402
-    STAGES,
-    prepare,
-    smoke_recipe,
-)
-from fairseq_plugins.pipeline.recipe import (  # noqa: E402
-    Recipe,
-    load_recipe,
-    recipe_names,
-)
-from fairseq_plugins.pipeline.sources import source_folder  # noqa: E402
+from fairseq_plugins.corpus.extract import source_folder
+from fairseq_plugins.corpus.prepare import STAGES, prepare, smoke_recipe
+from fairseq_plugins.corpus.recipe import Recipe, load_recipe, recipe_names
+from fairseq_plugins.utils.arguments import at_least
+from fairseq_plugins.utils.errors import UserError, run_command_line
 
 
 def main() -> None:
@@ -42,7 +34,7 @@ def main() -> None:
     recipe_file, recipe = load_recipe(arguments.recipe)
     recipe = _adapted(recipe, arguments)
     name = recipe_file.stem + ("-smoke" if arguments.smoke else "")
-    runs = _environment.ROOT / "runs"
+    runs = environment.ROOT / "runs"
     downloads = arguments.downloads or runs / "downloads"
     sources = source_folder(recipe_file, recipe, arguments.source)
     if sources is None and arguments.smoke and not arguments.download:

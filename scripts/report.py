@@ -8,24 +8,21 @@ also pooled as by scripts/compare.py. The first system is what the others are co
 with. The page is one file that needs no network. p is as in scripts/compare.py and is
 kept in RUN/eval/report.json.
 """
+
 from __future__ import annotations
 
-import _environment
+import environment
 
-_environment.ensure()
+environment.ensure()
 
-import argparse  # noqa: E402
-import logging  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
+import argparse
+import logging
+import sys
+from pathlib import Path
 
-from _arguments import at_least, finite, trainings  # noqa: E402
-
-from fairseq_plugins.evaluation.report.build import (  # noqa: E402
-    ReportOptions,
-    write_report,
-)
-from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
+from fairseq_plugins.evaluation.report.build import ReportOptions, write_report
+from fairseq_plugins.utils.arguments import at_least, finite, trainings
+from fairseq_plugins.utils.errors import run_command_line
 
 
 def main() -> int:

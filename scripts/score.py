@@ -6,26 +6,26 @@ One sentence a line, UTF-8, plain or .gz or .xz; only a line feed ends a line. B
 chrF and TER are sacrebleu's, on text as people write it: text with subword marks and
 tokenised text are refused. docs/evaluation.md says what each number is.
 """
+
 from __future__ import annotations
 
-import _environment
+import environment
 
-_environment.ensure()
+environment.ensure()
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-import logging  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
 
-import _scoring_options  # noqa: E402
-from _arguments import output_file  # noqa: E402
-
-from fairseq_plugins.evaluation.file_scores import score_files  # noqa: E402
-from fairseq_plugins.evaluation.table import format_table  # noqa: E402
-from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
-from fairseq_plugins.pipeline.files import write_json  # noqa: E402
+from fairseq_plugins.evaluation import command_line
+from fairseq_plugins.evaluation.score_files import score_files
+from fairseq_plugins.evaluation.table import format_table
+from fairseq_plugins.utils.arguments import output_file
+from fairseq_plugins.utils.errors import run_command_line
+from fairseq_plugins.utils.files import write_json
 
 
 def main() -> int:
@@ -38,7 +38,7 @@ def main() -> int:
         source=arguments.source,
         test_set=arguments.test_set,
         language=arguments.language,
-        scoring=_scoring_options.scoring(arguments),
+        scoring=command_line.scoring(arguments),
     )
     if arguments.json == Path("-"):
         print(json.dumps(scores, indent=2, ensure_ascii=False))
@@ -70,14 +70,14 @@ def _report(scores: dict[str, Any]) -> str:
         format_table(
             ["words", "sentences", "BLEU"],
             [
-                [_scoring_options.span(bucket), bucket["sentences"], bucket["bleu"]]
+                [command_line.span(bucket), bucket["sentences"], bucket["bleu"]]
                 for bucket in scores["bleu_by_length"]
             ],
         ),
     ]
-    older = _scoring_options.older_papers([scores])
+    older = command_line.older_papers([scores])
     lines += ["", older] if older else []
-    for note in _scoring_options.notes_on([scores]):
+    for note in command_line.notes_on([scores]):
         lines += ["", note]
     return "\n".join(lines)
 
@@ -99,7 +99,7 @@ def _parse_arguments() -> argparse.Namespace:
     add("--language", metavar="XX",
         help="of the text, for --tokenised; the files hold tokens if it is not "
         "given")  # fmt: skip
-    _scoring_options.add_options(parser)
+    command_line.add_options(parser)
     add("--json", nargs="?", const=Path("-"), type=output_file, metavar="FILE",
         help="write JSON to FILE, or print it instead of the table")  # fmt: skip
     return parser.parse_args()

@@ -10,31 +10,29 @@ last checkpoint, or does nothing if training has reached its end.
 It trains on all GPUs of this machine. `torchrun ... scripts/train.py CONFIG.yaml` works
 as well, also on several machines: see docs/distributed.md.
 """
+
 from __future__ import annotations
 
-import _environment
+import environment
 
-_environment.ensure()
+environment.ensure()
 
-import argparse  # noqa: E402
-import logging  # noqa: E402
-import shlex  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
+import argparse
+import logging
+import shlex
+import sys
+from pathlib import Path
 
-from fairseq_plugins.pipeline.errors import run_command_line  # noqa: E402
-from fairseq_plugins.pipeline.run_folder import RunFolder  # noqa: E402
-from fairseq_plugins.pipeline.training import (  # noqa: E402
+from fairseq_plugins.training.config import pin_inputs, read_config
+from fairseq_plugins.training.launch import (
     follow,
     follows,
     num_processes,
     train,
     training_command,
 )
-from fairseq_plugins.pipeline.training_config import (  # noqa: E402
-    pin_inputs,
-    read_config,
-)
+from fairseq_plugins.training.run_folder import RunFolder
+from fairseq_plugins.utils.errors import run_command_line
 
 
 def main() -> int:

@@ -1,4 +1,5 @@
 """Shared fixtures: a tiny translation task, real models and batches of it."""
+
 from __future__ import annotations
 
 import random

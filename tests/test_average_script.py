@@ -1,4 +1,5 @@
 """scripts/average.py: which checkpoints it takes, and that it does nothing twice."""
+
 from __future__ import annotations
 
 import subprocess
@@ -9,8 +10,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.run_folder import RunFolder
+from fairseq_plugins.training.run_folder import RunFolder
+from fairseq_plugins.utils.errors import UserError
 
 
 @pytest.fixture

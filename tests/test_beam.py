@@ -1,4 +1,5 @@
 """The differentiable beam against a plain beam search and against its limits."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -15,7 +16,7 @@ BEAM = 3
 
 @pytest.fixture
 def settings(task: Any) -> Any:
-    from fairseq_plugins.beam.state import BeamSettings
+    from fairseq_plugins.beam.step import BeamSettings
 
     vocabulary = len(task.target_dictionary)
     return BeamSettings(
@@ -38,9 +39,8 @@ class Result:
 def run(model: Any, sample: Any, settings: Any) -> Result:
     """Search along gold with gradients through the steps; see the rollout engine."""
     from fairseq_plugins.beam.decoder import without_dropout
-    from fairseq_plugins.beam.engines import search
     from fairseq_plugins.beam.losses import slot_ce, survival
-    from fairseq_plugins.beam.two_pass import Wanted
+    from fairseq_plugins.beam.rescore import Wanted, search
 
     net_input = sample["net_input"]
     encoder_out = model.encoder(net_input["src_tokens"], net_input["src_lengths"])
@@ -55,7 +55,7 @@ def run(model: Any, sample: Any, settings: Any) -> Result:
 
 
 def start_state() -> Any:
-    from fairseq_plugins.beam.state import BeamState
+    from fairseq_plugins.beam.step import BeamState
 
     return BeamState.start(torch.tensor([5]), BEAM)
 
@@ -172,9 +172,7 @@ def test_soft_rollout_becomes_the_hard_one_as_epsilon_goes_to_0(
     assert torch.equal(soft.gold_in_beam, hard.gold_in_beam)
 
 
-def test_a_one_hot_mixture_is_fairseqs_reordering(
-    arch, make_model, sentences, collate
-):
+def test_a_one_hot_mixture_is_fairseqs_reordering(arch, make_model, sentences, collate):
     from fairseq_plugins.beam.decoder import IncrementalDecoder, without_dropout
 
     sample, model = collate(sentences[:4]), make_model(arch)
@@ -279,9 +277,7 @@ def test_clipping_bounds_the_gradient_through_a_selection_and_not_its_value(sett
 def expanded(log_probs: torch.Tensor, gold: int, settings: Any, position: int) -> Any:
     from fairseq_plugins.beam.step import expand
 
-    settings = dataclasses.replace(
-        settings, pool_size=4, pad_id=1, eos_id=2, min_len=1
-    )
+    settings = dataclasses.replace(settings, pool_size=4, pad_id=1, eos_id=2, min_len=1)
     return expand(
         start_state(), log_probs.log_softmax(-1), torch.tensor([gold]), position,
         settings,
@@ -318,7 +314,7 @@ def test_an_end_leaves_the_beam_and_is_gold_only_where_gold_ends(
 
 
 def test_beam_size_schedule_stays_equally_long_at_each_size():
-    from fairseq_plugins.beam.schedule import stepwise
+    from fairseq_plugins.utils.schedule import stepwise
 
     sizes = [stepwise(2, 5, 9, update) for update in range(11)]
     assert sizes == [2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5]
@@ -326,7 +322,7 @@ def test_beam_size_schedule_stays_equally_long_at_each_size():
 
 
 def test_schedule_is_geometric_and_ends():
-    from fairseq_plugins.beam.schedule import geometric
+    from fairseq_plugins.utils.schedule import geometric
 
     values = [geometric(1.0, 0.25, 4, update) for update in (0, 2, 4, 100)]
     assert values == pytest.approx([1.0, 0.5, 0.25, 0.25])

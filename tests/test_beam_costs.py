@@ -1,4 +1,5 @@
 """Costs of whole batches against one-sentence implementations of other origin."""
+
 from __future__ import annotations
 
 import math
@@ -6,16 +7,9 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from fairseq_plugins.beam.costs import (
-    COSTS,
-    bleu_cost,
-    chrf_cost,
-    edit_cost,
-    gleu_cost,
-)
+from fairseq_plugins.beam.costs import COSTS, bleu_cost, chrf_cost, edit_cost, gleu_cost
 
 PAD = 1
 sentences = st.lists(st.integers(4, 9), max_size=12)

@@ -1,4 +1,5 @@
 """The search of training against fairseq's own, and the engines against each other."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -12,7 +13,7 @@ BEAM = 3
 
 @pytest.fixture
 def settings(task: Any) -> Any:
-    from fairseq_plugins.beam.state import BeamSettings
+    from fairseq_plugins.beam.step import BeamSettings
 
     return BeamSettings(
         beam_size=BEAM,
@@ -28,7 +29,7 @@ def run(
     dropout: bool = False, max_lens: torch.Tensor | None = None,
 ) -> Any:  # fmt: skip
     from fairseq_plugins.beam.decoder import without_dropout
-    from fairseq_plugins.beam.engines import searched_with_gradients
+    from fairseq_plugins.beam.rescore import searched_with_gradients
 
     net_input = sample["net_input"]
     encoder_out = model.encoder(net_input["src_tokens"], net_input["src_lengths"])
@@ -41,7 +42,7 @@ def run(
 
 
 def everything(**changes: bool) -> Any:
-    from fairseq_plugins.beam.two_pass import Wanted
+    from fairseq_plugins.beam.rescore import Wanted
 
     return Wanted(gold=True, finished=True, first_slot=True)._replace(**changes)
 
@@ -96,8 +97,9 @@ def test_a_hard_search_returns_what_fairseqs_generator_returns(
         settings, beam_size=beam, pool_size=beam + 1, min_len=min_len, max_len=max_len
     )
     with torch.no_grad():
-        trace = run("rollout", model, sample, settings, everything(
-            gold=False, first_slot=False))
+        trace = run(
+            "rollout", model, sample, settings, everything(gold=False, first_slot=False)
+        )
     expected = generated(
         model, task, sample, beam_size=beam, len_penalty=lenpen, min_len=min_len,
         max_len_a=0, max_len_b=max_len,

@@ -1,4 +1,5 @@
 """The search of training is ``fairseq-generate``'s, on real text and trained models."""
+
 from __future__ import annotations
 
 import subprocess
@@ -75,10 +76,9 @@ def test_hypotheses_and_scores_are_those_of_fairseqs_generator(
 ):
     from fairseq.sequence_generator import SequenceGenerator
 
-    from fairseq_plugins.beam.engines import search
-    from fairseq_plugins.beam.state import BeamSettings
+    from fairseq_plugins.beam.rescore import Wanted, search
+    from fairseq_plugins.beam.step import BeamSettings
     from fairseq_plugins.beam.trace import finished_hypotheses
-    from fairseq_plugins.beam.two_pass import Wanted
 
     task, beam = english_french, 5
     model, dictionary = models(arch), task.target_dictionary

@@ -1,15 +1,15 @@
 """Words and characters of subwords, against sacrebleu's own tokeniser."""
+
 from __future__ import annotations
 
 import dataclasses
 import re
 
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from fairseq_plugins.beam.spelling import Spelling
+from fairseq_plugins.beam.costs import Spelling
 
 # Of several points and commas in a row 13a splits off one of two.
 letters = st.text("ab19 .,-'!(ä", max_size=24).filter(
@@ -78,7 +78,7 @@ def test_in_a_dictionary_without_any_mark_each_entry_is_a_word():
 def test_a_cost_over_words_does_not_see_how_they_are_cut_into_subwords(
     make_criterion,
 ):
-    from fairseq_plugins.beam import objective
+    from fairseq_plugins.beam import losses as objective
 
     pieces = Spelling(["", "", "", "", "▁a", "▁dog", "▁do", "g", "▁cat"])
     gold = torch.tensor([[4, 5, 2, 1]])

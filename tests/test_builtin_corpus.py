@@ -1,4 +1,5 @@
 """The built-in corpus: what is committed, that it can be remade, and how hard it is."""
+
 from __future__ import annotations
 
 import importlib.metadata
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fairseq_plugins.pipeline.files import read_lines, sha256_of
+from fairseq_plugins.utils.files import read_lines, sha256_of
 
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS = ROOT / "data" / "builtin"

@@ -1,4 +1,5 @@
 """Each mend of fairseq: needed on this fairseq, and working, by the real commands."""
+
 from __future__ import annotations
 
 import pickle
@@ -98,9 +99,7 @@ def test_a_foreign_pickle_is_refused_by_name_and_runs_nothing(
         state = {"surprise": Attack(marker)}
         checkpoint.write_bytes(pickle.dumps(state, protocol=2))
     else:
-        torch.save(
-            state, checkpoint, _use_new_zipfile_serialization=container == "zip"
-        )
+        torch.save(state, checkpoint, _use_new_zipfile_serialization=container == "zip")
     run = resume if command == "train" else generate
     result = run(tiny_data, checkpoint, *USER_DIR)
     assert result.returncode != 0
@@ -282,7 +281,7 @@ def test_a_resumed_training_has_other_batches_without_the_mend(mended, task):
 
 
 def test_the_fused_encoder_layer_is_never_used(make_model):
-    from fairseq_plugins.compat.encoder import _without_fused_layer
+    from fairseq_plugins.compat.devices import _without_fused_layer
 
     class Layer:
         def __init__(self, fused):
@@ -318,7 +317,7 @@ def test_applying_twice_wraps_once(task):
     assert checkpoint_utils.load_checkpoint_to_cpu is before
 
 
-@pytest.mark.parametrize("package", ["operators", "pipeline", "evaluation"])
+@pytest.mark.parametrize("package", ["operators", "corpus", "training", "evaluation"])
 def test_the_library_below_does_not_import_fairseq(package):
     code = f"import sys, fairseq_plugins.{package}; sys.exit('fairseq' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,4 +1,5 @@
 """Every shipped configuration, and what README.md says of the options."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -8,14 +9,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from fairseq_plugins.pipeline.training_config import OURS, read_config
+from fairseq_plugins.training.config import OURS, read_config
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_fairseqs_own_parser_takes_the_config(path, task):
-    from fairseq_plugins.pipeline.fairseq_options import training_arguments
+    from fairseq_plugins.training.config import training_arguments
 
     config = read_config(path)
     options = {key: value for key, value in config.items() if key not in OURS}
@@ -84,7 +85,7 @@ def test_every_file_that_the_readme_names_is_there():
 def test_the_page_on_top_k_attention_has_every_option_with_its_default(task):
     from argparse import ArgumentParser, Namespace
 
-    from fairseq_plugins.modules.settings import TopkSettings, add_options
+    from fairseq_plugins.models.topk_options import TopkSettings, add_options
 
     parser, defaults = ArgumentParser(), Namespace()
     add_options(parser)

@@ -1,4 +1,5 @@
 """What scripts/doctor.py says of machines that are not this one, and of this one."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -13,16 +14,23 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from fairseq_plugins.doctor.checks import Finding, check
-from fairseq_plugins.doctor.machine import (
+from fairseq_plugins.doctor.checks import (
+    MODELS,
+    Finding,
+    check,
+    checkpoint_bytes,
+    training_bytes,
+)
+from fairseq_plugins.doctor.system import (
     Gpu,
     Machine,
+    RecipeFault,
+    RecipeNeeds,
     Torch,
     _why_unreachable,
     examine,
+    recipe_needs,
 )
-from fairseq_plugins.doctor.needs import MODELS, checkpoint_bytes, training_bytes
-from fairseq_plugins.doctor.recipe import RecipeFault, RecipeNeeds, recipe_needs
 
 GIB = 1 << 30
 A100 = Gpu("A100", 81920, 80000, (8, 0))
@@ -144,8 +152,7 @@ def test_the_estimates_are_of_the_configurations_own_models(
     from fairseq import models, options
     from fairseq.data import Dictionary
 
-    from fairseq_plugins.pipeline.fairseq_options import training_arguments
-    from fairseq_plugins.pipeline.training_config import OURS, read_config
+    from fairseq_plugins.training.config import OURS, read_config, training_arguments
 
     config = read_config(ROOT / "configs" / f"{name}.yaml")
     arguments = training_arguments({k: v for k, v in config.items() if k not in OURS})
@@ -251,7 +258,7 @@ def test_files_that_prepare_would_not_find_are_a_fault(tmp_path: Path) -> None:
 def test_what_is_still_to_be_downloaded_is_no_fault_and_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fairseq_plugins.doctor.recipe._DOWNLOADS", tmp_path)
+    monkeypatch.setattr("fairseq_plugins.doctor.system._DOWNLOADS", tmp_path)
     content = (ROOT / "data" / "recipes" / "wmt14-en-de.yaml").read_text()
     needs, fault = asked("wmt14-en-de")
     assert fault is None and needs and needs.hosts and needs.pairs > 4_000_000

@@ -1,4 +1,5 @@
 """From raw text to a compared BLEU through the commands that a user types."""
+
 from __future__ import annotations
 
 import json

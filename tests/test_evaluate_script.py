@@ -1,4 +1,5 @@
 """scripts/evaluate.py on a real, tiny model: from checkpoint to scores."""
+
 from __future__ import annotations
 
 import json
@@ -17,10 +18,9 @@ from typing import Any
 import pytest
 import sentencepiece
 
-from fairseq_plugins.evaluation.generate import Subset, Translator
-from fairseq_plugins.evaluation.search_part import SearchPart
-from fairseq_plugins.pipeline.files import read_lines
-from fairseq_plugins.pipeline.manifest import FORMAT
+from fairseq_plugins.corpus.manifest import FORMAT
+from fairseq_plugins.evaluation.translate import SearchPart, Subset, Translator
+from fairseq_plugins.utils.files import read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"train": 100, "valid": 10, "test": 13, "test1": 2}

@@ -1,4 +1,5 @@
 """Where a model attends, and which variant validation chooses."""
+
 from __future__ import annotations
 
 import math
@@ -6,15 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from attention import attention_by_head, cross_attention, entropy, share_outside
+from choice import chosen_variants
 
-from fairseq_plugins.evaluation.attention import (
-    attention_by_head,
-    cross_attention,
-    entropy,
-    share_outside,
-)
-from fairseq_plugins.evaluation.choice import chosen_variants
-from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.utils.errors import UserError
 
 
 def test_entropy_and_share_outside_of_known_weights():

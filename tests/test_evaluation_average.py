@@ -1,4 +1,5 @@
 """An average is the mean of every parameter, from safe files, whole or not at all."""
+
 from __future__ import annotations
 
 from argparse import Namespace
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from fairseq_plugins.evaluation.average import average_checkpoints
-from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.utils.errors import UserError
 
 
 def write(path: Path, model: dict[str, Any], **more: Any) -> Path:

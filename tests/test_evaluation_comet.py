@@ -1,4 +1,5 @@
 """COMET is somebody else's program: what it gets, and what is read of what it says."""
+
 from __future__ import annotations
 
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fairseq_plugins.evaluation.comet import Comet, comet_score
-from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.utils.errors import UserError
 
 # As comet-score prints it with --only_system.
 STAND_IN = """\

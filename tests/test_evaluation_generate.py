@@ -1,4 +1,5 @@
 """What fairseq finds becomes one answer per sentence, in order, or a clear error."""
+
 from __future__ import annotations
 
 import json
@@ -12,12 +13,18 @@ from typing import Any
 
 import pytest
 
-from fairseq_plugins.evaluation import generate
-from fairseq_plugins.evaluation.found import Hypothesis, Reference, in_order
-from fairseq_plugins.evaluation.generate import Subset, Translations, Translator
-from fairseq_plugins.evaluation.search_part import SearchPart
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.worker import Worker
+from fairseq_plugins.evaluation import translate
+from fairseq_plugins.evaluation.translate import (
+    Hypothesis,
+    Reference,
+    SearchPart,
+    Subset,
+    Translations,
+    Translator,
+    in_order,
+)
+from fairseq_plugins.utils.errors import UserError
+from fairseq_plugins.utils.worker import Worker
 
 SUBSET = Subset("test", 3)
 BATCHES = [
@@ -34,7 +41,7 @@ BATCHES = [
 # Answers every request by these batches but those that are done, and then ends so.
 WORKER = """
 import json, os, sys
-from fairseq_plugins.pipeline.worker import answer_requests
+from fairseq_plugins.utils.worker import answer_requests
 batches, ending = json.loads(sys.argv[1])
 def answer(request):
     print("asked", json.dumps(request), flush=True)
@@ -92,7 +99,7 @@ class Fake:
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("PYTHONPATH", str(Path(generate.__file__).parents[2]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(translate.__file__).parents[2]))
     fake = Fake(tmp_path)
     fake.install()
     with fake.translator:
@@ -165,7 +172,7 @@ def test_progress_is_reported(
     fake: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(generate, "_SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr(translate, "_SECONDS_BETWEEN_REPORTS", 0.0)
     fake.install(BATCHES[:1], "sys.exit(1)")
     with pytest.raises(UserError):
         fake.translate()

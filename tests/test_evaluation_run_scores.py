@@ -1,4 +1,5 @@
 """What was evaluated is remembered for as long as it is still true."""
+
 from __future__ import annotations
 
 import json
@@ -9,18 +10,22 @@ import pytest
 import sentencepiece
 import torch
 
-from fairseq_plugins.evaluation import run_scores, test_sets
+from fairseq_plugins.corpus.manifest import FORMAT
+from fairseq_plugins.evaluation import evaluate, test_sets
 from fairseq_plugins.evaluation.comet import Comet
-from fairseq_plugins.evaluation.generate import Subset, Translations, Translator
-from fairseq_plugins.evaluation.found import Hypothesis, Reference
-from fairseq_plugins.evaluation.run_scores import Scoring, evaluate_run
-from fairseq_plugins.evaluation.score_store import ScoreStore
+from fairseq_plugins.evaluation.evaluate import ScoreStore, Scoring, evaluate_run
 from fairseq_plugins.evaluation.test_sets import TestSet
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.files import read_lines
-from fairseq_plugins.pipeline.manifest import FORMAT
-from fairseq_plugins.pipeline.run_folder import RunFolder
-from fairseq_plugins.pipeline.training_config import pin_inputs
+from fairseq_plugins.evaluation.translate import (
+    Hypothesis,
+    Reference,
+    Subset,
+    Translations,
+    Translator,
+)
+from fairseq_plugins.training.config import pin_inputs
+from fairseq_plugins.training.run_folder import RunFolder
+from fairseq_plugins.utils.errors import UserError
+from fairseq_plugins.utils.files import read_lines
 
 TEXT = ["two men walk", "a dog runs fast", "the red house"]
 
@@ -86,7 +91,7 @@ def calls(run: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             # The search found -1: better than the first and worse than the others.
             return [Reference(-2 * 4.0, 4), Reference(-3.0, 4), Reference(-2.0, 4)]
 
-    monkeypatch.setattr(run_scores, "Translator", StandIn)
+    monkeypatch.setattr(evaluate, "Translator", StandIn)
     return calls
 
 
@@ -251,13 +256,13 @@ def test_a_score_that_fails_does_not_cost_the_search(
     def fail(*texts: Any) -> float:
         raise UserError("COMET ended with status 1")
 
-    monkeypatch.setattr(run_scores, "comet_score", fail)
+    monkeypatch.setattr(evaluate, "comet_score", fail)
     scoring = Scoring(comet=Comet("comet-score"))
     for _ in range(2):
         with pytest.raises(UserError, match="COMET ended"):
             evaluate_run(run, beams=[2], scoring=scoring)
     assert len(calls) == 1 and "comet" not in stored(run)[0]
-    monkeypatch.setattr(run_scores, "comet_score", lambda *texts: 0.5)
+    monkeypatch.setattr(evaluate, "comet_score", lambda *texts: 0.5)
     (row,) = evaluate_run(run, beams=[2], scoring=scoring)
     assert len(calls) == 1 and row["comet"] == 0.5 and stored(run) == [row]
 

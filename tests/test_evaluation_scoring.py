@@ -1,16 +1,15 @@
 """Scores say how they were made, and nothing that makes them wrong gets through."""
+
 from __future__ import annotations
 
 import random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from sacrebleu.metrics import BLEU
 
-from fairseq_plugins.evaluation.beam_quality import oracle_bleu
-from fairseq_plugins.evaluation.scoring import repetition, score
-from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.evaluation.metrics import oracle_bleu, repetition, score
+from fairseq_plugins.utils.errors import UserError
 
 
 def test_the_signatures_say_how_it_was_scored() -> None:

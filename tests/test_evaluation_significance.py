@@ -1,4 +1,5 @@
 """Paired tests tell a real difference from noise, and say how they were made."""
+
 from __future__ import annotations
 
 import json
@@ -10,17 +11,16 @@ from typing import Any
 import pytest
 from conftest import SHARED_DATA
 
-from fairseq_plugins.evaluation.changes import changes
-from fairseq_plugins.evaluation.comparison import compare_files, mean_row
-from fairseq_plugins.evaluation.pooling import Trainings
-from fairseq_plugins.evaluation.scoring import score
+from fairseq_plugins.evaluation.compare import changes, compare_files, mean_row
+from fairseq_plugins.evaluation.metrics import score
 from fairseq_plugins.evaluation.significance import (
     Comparison,
+    Trainings,
     paired_test,
     pooled_test,
 )
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.files import read_lines, write_lines
+from fairseq_plugins.utils.errors import UserError
+from fairseq_plugins.utils.files import read_lines, write_lines
 
 METHODS = ["randomization", "bootstrap"]
 WORDS = [f"word{i}" for i in range(50)]
@@ -62,9 +62,7 @@ def test_a_great_difference_is_significant_in_either_direction(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_equally_good_systems_do_not_differ(
-    references: list[str], method: str
-) -> None:
+def test_equally_good_systems_do_not_differ(references: list[str], method: str) -> None:
     one = spoil(references, share=0.3, seed=2)
     other = spoil(references, share=0.3, seed=3)
     result = paired_test(one, other, references, method=method, samples=200)
@@ -92,9 +90,7 @@ def test_method_samples_and_seed_are_stated_and_repeat(references: list[str]) ->
     assert json.loads(json.dumps(asdict(result)))["bleu"]["p_value"] > 0
 
 
-def test_files_are_compared_line_by_line(
-    tmp_path: Path, references: list[str]
-) -> None:
+def test_files_are_compared_line_by_line(tmp_path: Path, references: list[str]) -> None:
     texts = {"base": spoil(references, share=0.2, seed=2), "ref": references}
     texts["new"] = spoil(references, share=0.4, seed=3)
     for name, lines in texts.items():
@@ -122,9 +118,7 @@ def test_one_training_counted_three_times_is_no_more_evidence(
     single = pooled([one], [other], references, method=method, samples=300)
     triple = pooled([one] * 3, [other] * 3, references, method=method, samples=300)
     # Three times the sentences would make a greater difference of this one.
-    longer = paired_test(
-        one * 3, other * 3, references * 3, method=method, samples=300
-    )
+    longer = paired_test(one * 3, other * 3, references * 3, method=method, samples=300)
     assert triple.bleu.p_value == pytest.approx(single.bleu.p_value, abs=0.02)
     assert triple.bleu.system == pytest.approx(single.bleu.system)
     assert triple.bleu.interval == pytest.approx(single.bleu.interval)
@@ -163,9 +157,7 @@ def test_sentences_are_sorted_by_gain(references: list[str]) -> None:
     baseline = spoil(references, share=0.3, seed=2)
     system = list(baseline)
     system[7], system[3] = references[7], "nothing of it"
-    found = changes(
-        Trainings([baseline], references), Trainings([system], references)
-    )
+    found = changes(Trainings([baseline], references), Trainings([system], references))
     assert (found[0].line, found[-1].line) == (8, 4)
     assert found[0].system == pytest.approx(100)
     assert all(change.gain == 0 for change in found[1:-1])

@@ -1,14 +1,13 @@
 """Means over seeds, in a document that keeps the rest of its text."""
+
 from __future__ import annotations
 
-import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from study_table import study_table
 
-from fairseq_plugins.evaluation.study_table import study_table
-from fairseq_plugins.pipeline.files import read_json, write_between, write_json
+from fairseq_plugins.utils.files import read_json, write_between, write_json
 
 
 def row(system: str, seed: int, beam: int, bleu: float, p: float | None) -> dict:
@@ -54,7 +53,6 @@ def test_text_between_marks_is_replaced_and_a_document_without_them_refused(tmp_
 
 
 def test_the_study_runs_the_control_before_what_is_compared_with_it():
-    sys.path.insert(0, str(ROOT / "scripts"))
     from study_beam_training import _runs
 
     options = SimpleNamespace(
@@ -65,7 +63,6 @@ def test_the_study_runs_the_control_before_what_is_compared_with_it():
 
 
 def test_a_study_with_fewer_beams_keeps_the_scores_of_the_others(monkeypatch, tmp_path):
-    sys.path.insert(0, str(ROOT / "scripts"))
     import study_beam_training as study
 
     def evaluated(folder, *, subsets, beams, **_):

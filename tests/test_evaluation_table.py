@@ -1,4 +1,5 @@
 """Tables are aligned."""
+
 from __future__ import annotations
 
 import pytest

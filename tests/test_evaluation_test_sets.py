@@ -1,4 +1,5 @@
 """A name stands for one text, and a part of it for the right lines."""
+
 from __future__ import annotations
 
 import pytest
@@ -11,8 +12,8 @@ from fairseq_plugins.evaluation.test_sets import (
     select,
     selection,
 )
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.files import read_lines
+from fairseq_plugins.utils.errors import UserError
+from fairseq_plugins.utils.files import read_lines
 
 NEWSTEST = SHARED_DATA / "newstest"
 needs_data = pytest.mark.skipif(not NEWSTEST.is_dir(), reason="no ../shared/data")

@@ -1,12 +1,13 @@
 """Options are checked against fairseq's own parser before anything starts."""
+
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
 
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.fairseq_options import training_arguments
+from fairseq_plugins.training.config import training_arguments
+from fairseq_plugins.utils.errors import UserError
 
 BASE = {
     "arch": "lstm",

@@ -1,4 +1,5 @@
 """What was scored by --force says so where files are scored and compared."""
+
 from __future__ import annotations
 
 import subprocess

@@ -1,4 +1,5 @@
 """Reading digits, IDX files and CIFAR-10's batches; damaged files are refused."""
+
 from __future__ import annotations
 
 import gzip
@@ -10,8 +11,8 @@ import numpy
 import pytest
 import torch
 
-from fairseq_plugins.knn.images import cifar10, digits, mnist
-from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.knn.data import cifar10, digits, mnist
+from fairseq_plugins.utils.errors import UserError
 
 
 def idx(array: numpy.ndarray) -> bytes:

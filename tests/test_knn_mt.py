@@ -1,4 +1,5 @@
 """Retrieval over decoder states: the datastore, the gate, the search, the command."""
+
 from __future__ import annotations
 
 import json
@@ -10,15 +11,26 @@ import torch
 from conftest import ROOT
 from test_evaluate_script import CONFIG, MAX_POSITIONS, prepare, python
 
+from fairseq_plugins.corpus.manifest import PreparedCorpus
 from fairseq_plugins.knn_mt import experiment
-from fairseq_plugins.knn_mt.datastore import Datastore, Neighbours
-from fairseq_plugins.knn_mt.gate import Gate, Retrieved, distinct_so_far, mix
-from fairseq_plugins.knn_mt.learning import Lessons, fit, mean_loss
-from fairseq_plugins.knn_mt.search import translate
-from fairseq_plugins.knn_mt.states import Loaded, adjusted, force, log_probs_of
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.manifest import PreparedCorpus
-from fairseq_plugins.pipeline.run_folder import RunFolder
+from fairseq_plugins.knn_mt.datastore import (
+    Datastore,
+    Loaded,
+    Neighbours,
+    adjusted,
+    force,
+    log_probs_of,
+)
+from fairseq_plugins.knn_mt.experiment import Lessons, fit, mean_loss
+from fairseq_plugins.knn_mt.search import (
+    Gate,
+    Retrieved,
+    distinct_so_far,
+    mix,
+    translate,
+)
+from fairseq_plugins.training.run_folder import RunFolder
+from fairseq_plugins.utils.errors import UserError
 
 VOCABULARY = 20
 

@@ -1,4 +1,5 @@
 """The study of kNN classification: settings, intervals, resuming, command line."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -14,11 +15,15 @@ from conftest import ROOT
 from test_knn_images import idx
 
 from fairseq_plugins.knn import training
-from fairseq_plugins.knn.images import Images, Split
-from fairseq_plugins.knn.intervals import accuracy_interval, paired_difference
-from fairseq_plugins.knn.settings import METHODS, change, read_settings
-from fairseq_plugins.knn.study import Study, hold_out
-from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.knn.data import Images, Split
+from fairseq_plugins.knn.study import (
+    Study,
+    accuracy_interval,
+    hold_out,
+    paired_difference,
+)
+from fairseq_plugins.knn.training import METHODS, change, read_settings
+from fairseq_plugins.utils.errors import UserError
 
 CONFIGS = sorted((ROOT / "configs" / "knn").glob("*.yaml"))
 

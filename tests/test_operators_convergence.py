@@ -1,4 +1,5 @@
 """SOFT top-k converges for every epsilon, k and kind of scores, against bisection."""
+
 from __future__ import annotations
 
 import math

@@ -1,12 +1,12 @@
 """Soft votes of the nearest neighbours, their limits, and exact prediction."""
+
 from __future__ import annotations
 
 import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fairseq_plugins.operators import (
     hard_topk,

@@ -1,4 +1,5 @@
 """SOFT top-k of long rows, and the certified candidate pool."""
+
 from __future__ import annotations
 
 import math
@@ -7,8 +8,7 @@ import pytest
 import torch
 
 from fairseq_plugins.operators import pooled_soft_topk, soft_topk, soft_topk_logits
-from fairseq_plugins.operators.largest import largest
-from fairseq_plugins.operators.short_rows import memberships_and_logits
+from fairseq_plugins.operators.threshold import largest, memberships_and_logits
 
 EPSILONS = (1e-6, 1e-3, 0.03, 0.1, 0.3, 1.0, 30.0, 1e4)
 

@@ -1,4 +1,5 @@
 """The operators under torch.compile, autocast, inference mode, on a GPU."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,5 @@
 """Properties of the exact operators on arbitrary scores, against two other solvers."""
+
 from __future__ import annotations
 
 import math
@@ -6,8 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from scipy.optimize import brentq, minimize
 from scipy.special import expit, logsumexp
 

@@ -1,4 +1,5 @@
 """The sorted operators behind one interface."""
+
 from __future__ import annotations
 
 import math

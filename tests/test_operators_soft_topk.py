@@ -1,4 +1,5 @@
 """SOFT top-k memberships and logits."""
+
 from __future__ import annotations
 
 import math

@@ -1,4 +1,5 @@
 """Sorted SOFT top-k: assignments to ranks."""
+
 from __future__ import annotations
 
 import math

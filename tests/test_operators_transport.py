@@ -1,4 +1,5 @@
 """Log-domain Sinkhorn, the oracle."""
+
 from __future__ import annotations
 
 import pytest

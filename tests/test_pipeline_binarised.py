@@ -1,4 +1,5 @@
 """Looking into the files that fairseq-preprocess writes."""
+
 from __future__ import annotations
 
 import lzma
@@ -8,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import SHARED_DATA
 
-from fairseq_plugins.pipeline.binarised import inspect
-from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.corpus.binarize import inspect
+from fairseq_plugins.utils.errors import UserError
 
 # From the log of the fairseq that wrote them (../shared/data/fairseq_bin): sentences,
 # tokens, and unknown tokens in percent as printed.

@@ -1,4 +1,5 @@
 """Filters and duplicates: two ways must agree on what is kept."""
+
 from __future__ import annotations
 
 import random
@@ -8,10 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fairseq_plugins.pipeline.duplicates import digest_of_pair, mark_first
-from fairseq_plugins.pipeline.filters import PairFilter, normalised
-from fairseq_plugins.pipeline.parallel_text import PlainPart, clean_training_text
-from fairseq_plugins.pipeline.recipe import Cleaning
+from fairseq_plugins.corpus.clean import (
+    PairFilter,
+    PlainPart,
+    clean_training_text,
+    digest_of_pair,
+    mark_first,
+    normalised,
+)
+from fairseq_plugins.corpus.recipe import Cleaning
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 100, 10**6])
@@ -68,7 +74,7 @@ def clean(folder: Path, pairs: list[tuple[str, str]], **rules: object) -> tuple:
 def test_of_equal_pairs_the_first_stays_and_order_is_kept(
     tmp_path, monkeypatch, workers
 ):
-    monkeypatch.setattr("fairseq_plugins.pipeline.workers.LINES_PER_BLOCK", 50)
+    monkeypatch.setattr("fairseq_plugins.utils.workers.LINES_PER_BLOCK", 50)
     rng = random.Random(3)
     pairs = [(f"s{rng.randint(0, 40)}", f"ü{rng.randint(0, 9)}") for _ in range(500)]
     counts, kept = clean(tmp_path, pairs, drop_duplicates=True, workers=workers)

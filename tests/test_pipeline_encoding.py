@@ -1,4 +1,5 @@
 """Text in numbers of pieces, and the bytes that fairseq-preprocess would write."""
+
 from __future__ import annotations
 
 import filecmp
@@ -10,15 +11,18 @@ import numpy as np
 import pytest
 import sentencepiece
 from conftest import SHARED_DATA, run_module
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from fairseq_plugins.pipeline import binarised, encoding, subwords
-from fairseq_plugins.pipeline.binarised import Dictionary, write_binary
-from fairseq_plugins.pipeline.encoding import EncodedText, encode
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.piece_encoders import SentencePieces, Words
-from fairseq_plugins.pipeline.recipe import Subwords
+from fairseq_plugins.corpus import binarize, subwords
+from fairseq_plugins.corpus.binarize import (
+    Dictionary,
+    EncodedText,
+    encode,
+    write_binary,
+)
+from fairseq_plugins.corpus.recipe import Subwords
+from fairseq_plugins.corpus.subwords import SentencePieces, Words
+from fairseq_plugins.utils.errors import UserError
 
 LANGUAGES = ("de", "en")
 SYLLABLES = ["ka", "lo", "mi", "tu", "ré", "ßen", "ño", "sch"]
@@ -69,15 +73,13 @@ def ours(corpus: Path, folder: Path, *, workers: int, by_word: bool) -> None:
         encode(encoder, path, folder / "ids" / path.name, workers=workers)
         pairs[path.stem] = len(path.read_bytes().split(b"\n")) - 1
     order = {subset: pairs[subset] for subset in ("train", "valid", "test")}
-    binarised.binarise(
+    binarize.binarise(
         folder / "ids", folder / "bin", pairs=order, source_lang="de", target_lang="en"
     )
 
 
 @pytest.fixture(scope="module")
-def theirs(
-    corpus: Path, processor: sentencepiece.SentencePieceProcessor
-) -> Path:
+def theirs(corpus: Path, processor: sentencepiece.SentencePieceProcessor) -> Path:
     """What spm_encode and fairseq-preprocess make of the corpus."""
     folder = corpus / "theirs"
     folder.mkdir()
@@ -99,7 +101,7 @@ def theirs(
 def test_all_files_are_those_of_spm_encode_and_fairseq_preprocess(
     corpus, theirs, tmp_path, monkeypatch, workers, by_word
 ):
-    monkeypatch.setattr("fairseq_plugins.pipeline.workers.LINES_PER_BLOCK", 100)
+    monkeypatch.setattr("fairseq_plugins.utils.workers.LINES_PER_BLOCK", 100)
     ours(corpus, tmp_path, workers=workers, by_word=by_word)
     names = sorted(path.name for path in theirs.iterdir() if path.suffix != ".log")
     assert sorted(path.name for path in (tmp_path / "bin").iterdir()) == names
@@ -136,7 +138,7 @@ def test_by_words_any_text_gets_the_pieces_of_whole_lines(corpus, lines):
 
 
 def test_remembered_words_are_forgotten_and_learnt_again(corpus, monkeypatch):
-    monkeypatch.setattr("fairseq_plugins.pipeline.piece_encoders._MOST_WORDS", 10)
+    monkeypatch.setattr("fairseq_plugins.corpus.subwords._MOST_WORDS", 10)
     lines = (corpus / "raw" / "train.de").read_text(encoding="utf-8").split("\n")
     model = corpus / "joint.model"
     encoders = [SentencePieces(model, by_word=by_word) for by_word in (True, False)]
@@ -163,7 +165,7 @@ def test_a_dictionary_of_65500_words_takes_two_more_bytes_a_token(tmp_path):
 
 def test_a_dictionary_reads_what_it_wrote_and_refuses_what_is_none(tmp_path):
     path = tmp_path / "dict.txt"
-    built = Dictionary.build(encoding.Counter({"b": 2, "a": 2, "c": 5, "<unk>": 9}))
+    built = Dictionary.build(binarize.Counter({"b": 2, "a": 2, "c": 5, "<unk>": 9}))
     assert [word for word, _ in built.words[:3]] == ["c", "a", "b"]
     assert len(built) % 8 == 0
     built.save(path)

@@ -1,4 +1,5 @@
 """Downloads from a server that breaks off, lies, moves or fails."""
+
 from __future__ import annotations
 
 import hashlib
@@ -15,9 +16,9 @@ from typing import Iterator
 import pytest
 from conftest import ROOT
 
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.fetch import check, fetch
-from fairseq_plugins.pipeline.recipe import Archive
+from fairseq_plugins.corpus.fetch import check, fetch
+from fairseq_plugins.corpus.recipe import Archive
+from fairseq_plugins.utils.errors import UserError
 
 CONTENT = bytes(i * i % 251 for i in range(300_000))
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -178,8 +179,8 @@ def test_only_the_web_is_a_place_to_download_from(url):
 
 PROGRAM = (
     "import sys; from pathlib import Path; "
-    "from fairseq_plugins.pipeline.fetch import fetch; "
-    "from fairseq_plugins.pipeline.recipe import Archive; "
+    "from fairseq_plugins.corpus.fetch import fetch; "
+    "from fairseq_plugins.corpus.recipe import Archive; "
     "fetch(Archive('a.tgz', sys.argv[1]), Path(sys.argv[2]))"
 )
 
@@ -218,7 +219,7 @@ def test_what_was_put_there_by_hand_is_recorded_and_not_read_again(
     (tmp_path / "a.tgz").write_bytes(CONTENT)
     wanted = archive(server, "good", sha256=SHA256)
     fetch(wanted, tmp_path / "a.tgz")
-    monkeypatch.setattr("fairseq_plugins.pipeline.fetch.sha256_of", None)
+    monkeypatch.setattr("fairseq_plugins.corpus.fetch.sha256_of", None)
     fetch(wanted, tmp_path / "a.tgz")
     assert not server.requests
 

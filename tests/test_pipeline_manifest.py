@@ -1,4 +1,5 @@
 """PreparedCorpus: what evaluation learns about a prepared folder."""
+
 from __future__ import annotations
 
 import json
@@ -6,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.manifest import FORMAT, PreparedCorpus
+from fairseq_plugins.corpus.manifest import FORMAT, PreparedCorpus
+from fairseq_plugins.utils.errors import UserError
 
 
 def entry(title: str, subset: str) -> dict[str, object]:

@@ -1,4 +1,5 @@
 """Both sides of a text: what is read, what is dropped and what is refused."""
+
 from __future__ import annotations
 
 import gzip
@@ -10,16 +11,11 @@ from typing import Any
 
 import pytest
 
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.extraction import extract
-from fairseq_plugins.pipeline.parallel_text import (
-    PlainPart,
-    clean_training_text,
-    join_whole_text,
-)
-from fairseq_plugins.pipeline.recipe import Cleaning, Part, TextFile
-from fairseq_plugins.pipeline.sources import LocatedPart
-from fairseq_plugins.pipeline.texts import Text
+from fairseq_plugins.corpus.clean import PlainPart, clean_training_text, join_whole_text
+from fairseq_plugins.corpus.extract import LocatedPart, extract
+from fairseq_plugins.corpus.readers import Text
+from fairseq_plugins.corpus.recipe import Cleaning, Part, TextFile
+from fairseq_plugins.utils.errors import UserError
 
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}
 SOURCE = ["eins", "zwei Wörter", "", "vier", "fünf \u2028 \x85 Trenner"]
@@ -54,9 +50,7 @@ class Corpus:
             plain.append(PlainPart(*sides, (str(part.source), str(part.target))))
         if max_words is None:
             return join_whole_text(plain, *out)
-        return clean_training_text(
-            plain, *out, cleaning=Cleaning(max_words), workers=1
-        )
+        return clean_training_text(plain, *out, cleaning=Cleaning(max_words), workers=1)
 
     def written(self) -> list[list[str]]:
         out = [self.folder / "out" / name for name in ("s", "t")]

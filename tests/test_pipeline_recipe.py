@@ -1,4 +1,5 @@
 """Recipes are data, and a wrong one is refused with the place and the rule."""
+
 from __future__ import annotations
 
 import copy
@@ -9,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.preparation import prepare
-from fairseq_plugins.pipeline.recipe import load_recipe, recipe_names
-from fairseq_plugins.pipeline.sources import locate, source_folder
+from fairseq_plugins.corpus.extract import locate, source_folder
+from fairseq_plugins.corpus.prepare import prepare
+from fairseq_plugins.corpus.recipe import load_recipe, recipe_names
+from fairseq_plugins.utils.errors import UserError
 
 
 def _part(name: str, **more: Any) -> dict[str, Any]:

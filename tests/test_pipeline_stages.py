@@ -1,4 +1,5 @@
 """The engine under prepare.py, with stages that only join text."""
+
 from __future__ import annotations
 
 import json
@@ -6,12 +7,11 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.manifest import FORMAT
-from fairseq_plugins.pipeline.stages import Stage, Workshop
+from fairseq_plugins.corpus.manifest import FORMAT
+from fairseq_plugins.corpus.stages import Stage, Workshop
+from fairseq_plugins.utils.errors import UserError
 
 # stage: what it reads. `left` and `right` are files from outside.
 GRAPH = {

@@ -1,4 +1,5 @@
 """One SentencePiece model for both languages, the same on every run."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -10,9 +11,9 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from fairseq_plugins.pipeline import subwords
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.recipe import Subwords
+from fairseq_plugins.corpus import subwords
+from fairseq_plugins.corpus.recipe import Subwords
+from fairseq_plugins.utils.errors import UserError
 
 SETTINGS = Subwords(
     vocab_size=90, model_type="bpe", character_coverage=1.0, max_lines=10**6, seed=1

@@ -1,4 +1,5 @@
 """Every form in which text is published, whole and damaged."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -10,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.extraction import extract
-from fairseq_plugins.pipeline.recipe import Part, TextFile
-from fairseq_plugins.pipeline.sources import LocatedPart
-from fairseq_plugins.pipeline.texts import Text, form_of, segments
+from fairseq_plugins.corpus.extract import LocatedPart, extract
+from fairseq_plugins.corpus.readers import Text, form_of, segments
+from fairseq_plugins.corpus.recipe import Part, TextFile
+from fairseq_plugins.utils.errors import UserError
 
 SGM = b"""<srcset setid="n" srclang="any">
 <doc docid="1"><p>

@@ -1,4 +1,5 @@
 """scripts/prepare.py as a user runs it, through every accident."""
+
 from __future__ import annotations
 
 import fcntl
@@ -16,7 +17,7 @@ import pytest
 import yaml
 from conftest import ROOT, SHARED_DATA
 
-from fairseq_plugins.pipeline.manifest import PreparedCorpus
+from fairseq_plugins.corpus.manifest import PreparedCorpus
 
 SCRIPT = ROOT / "scripts" / "prepare.py"
 PAIRS = {"train": 400, "dev": 20, "old": 15, "new": 10}
@@ -255,9 +256,7 @@ def test_a_source_file_that_was_mended_is_read_again(out, recipe, tmp_path):
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="needs ../shared/data")
-@pytest.mark.parametrize(
-    "name", ["multi30k-de-en", "multi30k-en-de", "multi30k-en-fr"]
-)
+@pytest.mark.parametrize("name", ["multi30k-de-en", "multi30k-en-de", "multi30k-en-fr"])
 def test_multi30k_is_read_and_verified(name, tmp_path):
     out = tmp_path / "out"
     run_until("ids/valid.en.pieces", out, name, "--source", SHARED_DATA / "multi30k")

@@ -1,4 +1,5 @@
 """What scripts/prepare.py refuses, and how it says so."""
+
 from __future__ import annotations
 
 import lzma

@@ -1,4 +1,5 @@
 """scripts/prepare.py with archives, single stages, tiny slices and many processes."""
+
 from __future__ import annotations
 
 import gzip
@@ -22,7 +23,7 @@ import yaml
 from conftest import SHARED_DATA
 from test_prepare import PAIRS, SCRIPT, call, outputs, write_corpus
 
-from fairseq_plugins.pipeline.manifest import PreparedCorpus
+from fairseq_plugins.corpus.manifest import PreparedCorpus
 
 STAGES = ("extract", "clean", "subwords", "encode", "binarise")
 LANGUAGES = {"source": "de", "target": "en"}

@@ -1,4 +1,5 @@
 """A command is watched, kept in a log, and ends together with its parent."""
+
 from __future__ import annotations
 
 import os
@@ -11,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from fairseq_plugins.pipeline.process import run_logged
+from fairseq_plugins.utils.process import run_logged
 
 # Says its process id and then waits for a signal.
 CHILD = "import os, time; print('child', os.getpid(), flush=True); time.sleep(60)"
 PARENT = f"""
 import sys
 from pathlib import Path
-from fairseq_plugins.pipeline.process import run_logged
+from fairseq_plugins.utils.process import run_logged
 run_logged(
     [sys.executable, "-c", {CHILD!r}],
     log=Path(sys.argv[1]),

@@ -3,6 +3,7 @@
 Nobody here computed these first: they are from mteval-v13a.pl, multi-bleu.perl,
 fairseq's own log, tensorflow/nmt's tests and Mozilla's evaluation of its models.
 """
+
 from __future__ import annotations
 
 import json
@@ -13,16 +14,16 @@ import sys
 import pytest
 from conftest import ROOT, SHARED_DATA
 
-from fairseq_plugins.evaluation.comparable import check_comparable
-from fairseq_plugins.evaluation.scoring import bleu
+from fairseq_plugins.evaluation.checks import check_comparable
+from fairseq_plugins.evaluation.metrics import bleu
 from fairseq_plugins.evaluation.test_sets import select
-from fairseq_plugins.evaluation.tokenised import (
+from fairseq_plugins.evaluation.tokenized import (
     compound_split_bleu,
     moses_tokenise,
     tokenised_bleu,
 )
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.files import read_lines
+from fairseq_plugins.utils.errors import UserError
+from fairseq_plugins.utils.files import read_lines
 
 CHECK = SHARED_DATA / "bleu_check"
 NEWSTEST = SHARED_DATA / "newstest"

@@ -1,4 +1,5 @@
 """The report's data: curves, samples, lengths, names, and text that must stay text."""
+
 from __future__ import annotations
 
 import html.parser
@@ -10,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from fairseq_plugins.corpus.manifest import FORMAT
+from fairseq_plugins.evaluation.compare import short_names, system_names
+from fairseq_plugins.evaluation.metrics import score
 from fairseq_plugins.evaluation.report.assets import render_page, safe_json
 from fairseq_plugins.evaluation.report.curves import read_curves
 from fairseq_plugins.evaluation.report.runs import (
@@ -19,11 +23,8 @@ from fairseq_plugins.evaluation.report.runs import (
 )
 from fairseq_plugins.evaluation.report.samples import chosen_sentences, score_sentences
 from fairseq_plugins.evaluation.report.scores import bleu_by_length, length_buckets
-from fairseq_plugins.evaluation.run_names import short_names, system_names
-from fairseq_plugins.evaluation.scoring import score
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.files import sha256_of
-from fairseq_plugins.pipeline.manifest import FORMAT
+from fairseq_plugins.utils.errors import UserError
+from fairseq_plugins.utils.files import sha256_of
 
 HOSTILE = "</script><img src=x onerror=alert(1)> <!-- <script> \u2028 &amp; @@data@@ ▁"
 STAMP = "2026-01-01 00:00:00 | INFO |"

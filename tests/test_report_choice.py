@@ -1,4 +1,5 @@
 """By which checkpoint a report compares runs."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from test_report import evaluated
 
 from fairseq_plugins.evaluation.report.runs import load_runs
-from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.utils.errors import UserError
 
 BEST, LAST = "checkpoint_best", "checkpoint_last"
 

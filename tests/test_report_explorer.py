@@ -1,4 +1,5 @@
 """What the explorer says about a search, checked by walking through its own steps."""
+
 from __future__ import annotations
 
 from dataclasses import fields
@@ -10,23 +11,23 @@ import torch
 from test_report import evaluated
 
 from fairseq_plugins.beam.trace import BeamTrace, finished_hypotheses
-from fairseq_plugins.evaluation.report.explorer import epsilons_of, explored
 from fairseq_plugins.evaluation.report.build import ReportOptions, collect
-from fairseq_plugins.evaluation.report.search import (
+from fairseq_plugins.evaluation.report.explorer import (
     TracedSearch,
     _gold_log_probs,
     _settings,
+    epsilons_of,
+    explored,
 )
-from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.utils.errors import UserError
 
 BEAM = 3
 
 
 @pytest.fixture
 def searches(task: Any, sentences: Any, collate: Any, make_model: Any) -> Any:
-    from fairseq_plugins.beam.engines import search
-    from fairseq_plugins.beam.state import BeamSettings
-    from fairseq_plugins.beam.two_pass import Wanted
+    from fairseq_plugins.beam.rescore import Wanted, search
+    from fairseq_plugins.beam.step import BeamSettings
 
     model, dictionary = make_model("lstm").eval(), task.target_dictionary
     settings = BeamSettings(
@@ -121,8 +122,7 @@ def test_the_middle_epsilon_is_the_runs_own(config: Any, own: float) -> None:
 def test_the_widest_beam_that_is_allowed_can_be_searched_and_no_wider_one(
     task: Any, collate: Any, sentences: Any, make_model: Any, tmp_path: Path
 ) -> None:
-    from fairseq_plugins.beam.engines import search
-    from fairseq_plugins.beam.two_pass import Wanted
+    from fairseq_plugins.beam.rescore import Wanted, search
 
     model, words = make_model("lstm").eval(), len(task.target_dictionary)
     run = evaluated(tmp_path, [{}])

@@ -1,4 +1,5 @@
 """When a run folder's results may be continued, and when they are complete."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.run_folder import RunFolder
+from fairseq_plugins.training.run_folder import RunFolder
+from fairseq_plugins.utils.errors import UserError
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 """``scripts/setup.sh``: which Python it takes, and what it refuses."""
+
 from __future__ import annotations
 
 import os

@@ -1,4 +1,5 @@
-"""What decides in scripts/soak.py: each judge can say no."""
+"""What decides in tests/soak/run.py: each judge can say no."""
+
 from __future__ import annotations
 
 import json
@@ -14,13 +15,12 @@ import pytest
 import torch
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "scripts"))
 
-import _soak_distribution  # noqa: E402
-import _soak_memory  # noqa: E402
-import _soak_overflow  # noqa: E402
-import _soak_places  # noqa: E402
-import _soak_versions  # noqa: E402
+import soak_distribution
+import soak_memory
+import soak_overflow
+import soak_places
+import soak_versions
 
 KIB, MIB = 2**10, 2**20
 
@@ -39,34 +39,34 @@ def resident(
 
 @pytest.mark.parametrize("noise", [0, MIB, 5 * MIB])
 def test_memory_that_goes_up_and_down_is_flat(noise: int) -> None:
-    found = _soak_memory.judge_growth(resident(noise=noise), [9] * 2000)
+    found = soak_memory.judge_growth(resident(noise=noise), [9] * 2000)
     assert found["passed"], found
 
 
 @pytest.mark.parametrize("leak", [4 * KIB, 100 * KIB])
 @pytest.mark.parametrize("noise", [0, 2 * MIB])
 def test_a_few_kilobytes_lost_at_every_update_are_found(leak: int, noise: int) -> None:
-    found = _soak_memory.judge_growth(resident(leak=leak, noise=noise), [9] * 2000)
+    found = soak_memory.judge_growth(resident(leak=leak, noise=noise), [9] * 2000)
     assert not found["passed"]
     slope = found["kib_an_update_in_the_second_half"]
     assert slope == pytest.approx(leak / KIB, rel=0.2)
 
 
 def test_memory_that_is_too_noisy_to_tell_is_not_called_flat() -> None:
-    found = _soak_memory.judge_growth(resident(noise=100 * MIB), [9] * 2000)
+    found = soak_memory.judge_growth(resident(noise=100 * MIB), [9] * 2000)
     assert not found["passed"]
 
 
 def test_memory_lost_at_once_is_found() -> None:
-    assert not _soak_memory.judge_growth(resident(late=40 * MIB), [9] * 2000)["passed"]
+    assert not soak_memory.judge_growth(resident(late=40 * MIB), [9] * 2000)["passed"]
 
 
 def test_a_file_left_open_is_found() -> None:
     handles = [9 + (update >= 1700) for update in range(2000)]
-    assert not _soak_memory.judge_growth(resident(), handles)["passed"]
+    assert not soak_memory.judge_growth(resident(), handles)["passed"]
     # Those of the workers of an epoch come and go.
     handles = [9 + 3 * (update // 10 % 2) for update in range(2000)]
-    assert _soak_memory.judge_growth(resident(), handles)["passed"]
+    assert soak_memory.judge_growth(resident(), handles)["passed"]
 
 
 def overflowing(**wrong: Any) -> tuple[list[dict[str, Any]], str]:
@@ -96,9 +96,9 @@ def overflowing(**wrong: Any) -> tuple[list[dict[str, Any]], str]:
 def test_an_overflow_that_changes_something_or_is_not_counted_is_found(
     wrong: dict[str, Any],
 ) -> None:
-    assert _soak_overflow.judge_overflows(*overflowing(), first_scale=64.0)["passed"]
+    assert soak_overflow.judge_overflows(*overflowing(), first_scale=64.0)["passed"]
     notes, printed = overflowing(**wrong)
-    found = _soak_overflow.judge_overflows(notes, printed, first_scale=64.0)
+    found = soak_overflow.judge_overflows(notes, printed, first_scale=64.0)
     assert not found["passed"]
 
 
@@ -109,7 +109,7 @@ def test_the_largest_difference_of_any_update_and_process_counts() -> None:
         return [{"loss": 2.0, "gradients": plain},
                 {"loss": 2.0 + change, "gradients": gradients}]  # fmt: skip
 
-    difference = _soak_distribution.max_difference
+    difference = soak_distribution.max_difference
     assert difference(notes(), [notes(), notes()], "loss") == 0
     assert difference(notes(), [notes(), notes(1e-2)], "loss") == pytest.approx(5e-3)
     several = [notes(), notes(1e-2)]
@@ -137,21 +137,21 @@ def test_a_place_where_something_else_comes_out_is_found(
     def last(run: Path) -> Any:
         return torch.load(run / "checkpoints" / "checkpoint_last.pt")
 
-    monkeypatch.setattr(_soak_places, "_last", last)
+    monkeypatch.setattr(soak_places, "_last", last)
     usual = leave(tmp_path / "usual", weight=1.0, text="a\n")
     same = leave(tmp_path / "same", weight=1.0, text="a\n")
-    assert _soak_places.compare(usual, same)["passed"]
+    assert soak_places.compare(usual, same)["passed"]
     heavier = leave(tmp_path / "heavier", weight=1.5, text="a\n")
-    assert _soak_places.compare(usual, heavier)["parameters_differing"] == ["/w"]
+    assert soak_places.compare(usual, heavier)["parameters_differing"] == ["/w"]
     other = leave(tmp_path / "other", weight=1.0, text="b\n")
-    assert not _soak_places.compare(usual, other)["passed"]
+    assert not soak_places.compare(usual, other)["passed"]
     (same / "data" / "bin" / ".x.partial").touch()
-    assert _soak_places.compare(usual, same)["left_behind"] == [".x.partial"]
+    assert soak_places.compare(usual, same)["left_behind"] == [".x.partial"]
 
 
 def test_a_folder_mounted_read_only_cannot_be_written_to(tmp_path: Path) -> None:
-    place = _soak_places.PLACES["read_only"]
-    if _soak_places.not_here(place):
+    place = soak_places.PLACES["read_only"]
+    if soak_places.not_here(place):
         pytest.skip("needs root and mounts")
     command = ["touch", str(tmp_path / "x")]
     prefix = list(place.wrapper(tmp_path))
@@ -163,21 +163,21 @@ def test_a_folder_mounted_read_only_cannot_be_written_to(tmp_path: Path) -> None
 def test_the_end_of_a_test_run_is_read() -> None:
     end = "1 failed, 20 passed, 1 error in 3 s"
     printed = f"FAILED tests/a.py::b - x\nERROR tests/c.py::d\n{end}\n"
-    assert _soak_versions.counts(printed) == {
+    assert soak_versions.counts(printed) == {
         "tests_failed": 1, "tests_passed": 20, "tests_error": 1,
         "failed": ["tests/a.py::b", "tests/c.py::d"],
     }  # fmt: skip
-    assert _soak_versions.counts("") == {}
+    assert soak_versions.counts("") == {}
 
 
 def test_a_script_leaves_an_ascii_locale(tmp_path: Path) -> None:
     program = tmp_path / "Ümläut.py"
     program.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r})\n"
-        "import _environment; _environment.ensure()\n"
+        "import environment; environment.ensure()\n"
         "print(sys.getfilesystemencoding(), *sys.argv, '日本語')\n"
     )
-    places = _soak_places.PLACES["c_locale"].variables
+    places = soak_places.PLACES["c_locale"].variables
     variables = {k: v for k, v in {**os.environ, **places}.items() if v is not None}
     result = subprocess.run(
         [sys.executable, str(program), "日本語"], env=variables, capture_output=True
@@ -190,7 +190,7 @@ def test_other_pins_replace_whole_lines_and_only_those(tmp_path: Path) -> None:
     file = tmp_path / "requirements.txt"
     file.write_text("# group: run\nomegaconf==2.3.0\nomegaconf-x==1\n\ntqdm==4\n")
     for _ in range(2):
-        _soak_versions.repin(file, {"omegaconf": "omegaconf==2.0.6"})
+        soak_versions.repin(file, {"omegaconf": "omegaconf==2.0.6"})
     assert file.read_text() == (
         "# group: run\nomegaconf==2.0.6\nomegaconf-x==1\n\ntqdm==4\n"
     )

@@ -1,4 +1,5 @@
 """The criterion ``soft_beam_search`` on real fairseq models."""
+
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -208,7 +209,7 @@ def test_a_search_leaves_every_module_in_its_mode(
 def test_modes_and_hooks_are_restored_when_a_search_fails(
     arch, make_model, make_criterion, sentences, collate, monkeypatch
 ):
-    from fairseq_plugins.beam import rollout as module
+    from fairseq_plugins.beam import search as module
 
     def out_of_memory(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("out of memory")

@@ -1,4 +1,5 @@
 """Top-k attention in fairseq's models, on a real task."""
+
 from __future__ import annotations
 
 import copy
@@ -114,7 +115,7 @@ def test_weights_that_attention_returns_are_those_of_the_operator(
 
 
 def test_attentions_and_layers_are_the_ones_named(make_model):
-    from fairseq_plugins.modules.attention import TopkMultiheadAttention
+    from fairseq_plugins.models.topk_attention import TopkMultiheadAttention
 
     def replaced(**options: Any) -> list[str]:
         model = make_model("transformer_topk", **options)
@@ -213,9 +214,7 @@ def test_an_lstm_has_one_attention_only(task):
         _build(task, "lstm_topk", decoder_attention="0")
 
 
-@pytest.mark.parametrize(
-    "preset", ["", "_iwslt_de_en", "_wmt_en_de", "_wmt_en_de_big"]
-)
+@pytest.mark.parametrize("preset", ["", "_iwslt_de_en", "_wmt_en_de", "_wmt_en_de_big"])
 def test_presets_are_those_of_the_plain_transformer(preset, task):
     from argparse import Namespace
 

@@ -1,4 +1,5 @@
 """Top-k attention inside the beam: both engines, fairseq's search, the criterion."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,4 +1,5 @@
 """From a plain Transformer to top-k attention by fairseq's own commands."""
+
 from __future__ import annotations
 
 import re

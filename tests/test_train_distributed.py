@@ -1,4 +1,5 @@
 """scripts/train.py under torchrun: the same training by any number of processes."""
+
 from __future__ import annotations
 
 import json
@@ -13,19 +14,15 @@ import torch
 import yaml
 from conftest import ROOT, TINY_TRAINING
 
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.run_folder import RunFolder
-from fairseq_plugins.pipeline.training import (
+from fairseq_plugins.training.config import batches_per_update, pin_inputs, update_freq
+from fairseq_plugins.training.launch import (
     follow,
     follows,
     num_processes,
     training_command,
 )
-from fairseq_plugins.pipeline.training_config import (
-    batches_per_update,
-    pin_inputs,
-    update_freq,
-)
+from fairseq_plugins.training.run_folder import RunFolder
+from fairseq_plugins.utils.errors import UserError
 
 CONFIG = {
     **TINY_TRAINING,

@@ -1,4 +1,5 @@
 """scripts/train.py: from one YAML to a finished run, through every interruption."""
+
 from __future__ import annotations
 
 import json
@@ -15,9 +16,9 @@ import torch
 import yaml
 from conftest import ROOT, TINY_TRAINING
 
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.training import train, training_command
-from fairseq_plugins.pipeline.training_config import pin_inputs
+from fairseq_plugins.training.config import pin_inputs
+from fairseq_plugins.training.launch import train, training_command
+from fairseq_plugins.utils.errors import UserError
 
 SCRIPT = ROOT / "scripts" / "train.py"
 TINY = {**TINY_TRAINING, "max_tokens": 300, "max_update": 2, "seed": 3}

@@ -1,17 +1,18 @@
 """One YAML file and overrides become one checked configuration."""
+
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
 
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.training_config import (
+from fairseq_plugins.training.config import (
     binarised_folder,
     digest_of_data,
     pin_inputs,
     read_config,
 )
+from fairseq_plugins.utils.errors import UserError
 
 
 @pytest.fixture
@@ -40,9 +41,7 @@ def test_dashes_and_underscores_are_one_and_overrides_win(tmp_path: Path) -> Non
     assert "clip_norm" not in config
 
 
-def test_paths_become_absolute(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = read_config(write(tmp_path, "data: d\nrun: r\nstart_from: a/b.pt\n"))
     assert config["data"] == str(tmp_path / "d")

@@ -1,4 +1,5 @@
 """One table: what a user may do wrong, and the message that he gets."""
+
 from __future__ import annotations
 
 import json
@@ -10,29 +11,22 @@ from typing import Any, Callable
 import pytest
 import torch
 import yaml
-from conftest import ROOT
 
-from fairseq_plugins.evaluation.run_comparison import compare_runs
-from fairseq_plugins.evaluation.run_scores import evaluate_run
-from fairseq_plugins.evaluation.scoring import score
+from fairseq_plugins.corpus.manifest import PreparedCorpus
+from fairseq_plugins.corpus.recipe import Recipe, load_recipe
+from fairseq_plugins.corpus.stages import claimed
+from fairseq_plugins.evaluation.compare import compare_runs
+from fairseq_plugins.evaluation.evaluate import evaluate_run
+from fairseq_plugins.evaluation.metrics import score
 from fairseq_plugins.evaluation.significance import paired_test
-from fairseq_plugins.operators import (
-    get_sorted_operator,
-    soft_topk,
-    sorted_soft_topk,
-)
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.fairseq_options import training_arguments
-from fairseq_plugins.pipeline.files import read_json, read_lines
-from fairseq_plugins.pipeline.manifest import PreparedCorpus
-from fairseq_plugins.pipeline.output_folder import claimed
-from fairseq_plugins.pipeline.recipe import Recipe, load_recipe
-from fairseq_plugins.pipeline.run_folder import RunFolder
-from fairseq_plugins.pipeline.training import _read_checkpoint, num_processes
-from fairseq_plugins.pipeline.training_config import pin_inputs, read_config
-from fairseq_plugins.pipeline.typed_yaml import read_yaml
+from fairseq_plugins.operators import get_sorted_operator, soft_topk, sorted_soft_topk
+from fairseq_plugins.training.config import pin_inputs, read_config, training_arguments
+from fairseq_plugins.training.launch import _read_checkpoint, num_processes
+from fairseq_plugins.training.run_folder import RunFolder
+from fairseq_plugins.utils.errors import UserError
+from fairseq_plugins.utils.files import read_json, read_lines
+from fairseq_plugins.utils.typed_yaml import read_yaml
 
-sys.path.insert(0, str(ROOT / "scripts"))
 
 TRAIN = {"arch": "lstm", "optimizer": "adam", "lr": 0.1, "max_tokens": 100}
 SCORES = torch.tensor([1.0, 2.0, 3.0])
@@ -166,7 +160,7 @@ RUNS = {
 
 def recipe(change: Callable[[dict[str, Any]], Any]) -> Callable[[], Any]:
     def read() -> Any:
-        from _soak_common import write_corpus
+        from soak_common import write_corpus
 
         path = write_corpus(Path("corpus"), pairs={"train": 1, "dev": 1, "new": 1})
         content = yaml.safe_load(path.read_text())
@@ -335,14 +329,16 @@ ARGUMENTS = [
     ("compare", ["control"], "the following arguments are required: SYSTEM"),
     ("compare", ["control", ","], "must name a system, but is `,`"),
     ("compare", ["a", "b", "--beam", "0"], "must be 1 or more, but is 0"),
-    ("compare", ["a", "b", "--reference", "r", "--beam", "5"],
-     "--beam is an option for run folders, but with --reference"),
+    (
+        "compare",
+        ["a", "b", "--reference", "r", "--beam", "5"],
+        "--beam is an option for run folders, but with --reference",
+    ),
     ("compare", ["a", "b", "--lenpen", "inf"], "must be a finite number, but is inf"),
     ("compare", ["a", "b", "--sentences", "-1"], "must be 0 or more, but is -1"),
     ("train", [], "the following arguments are required: CONFIG.yaml"),
     ("train", ["c.yaml", "--dry"], "no configuration file"),
     ("prepare", [], "the following arguments are required: recipe"),
-    ("soak", ["resumee"], "no section `resumee`. Did you mean `resume`?"),
 ]
 
 
@@ -352,7 +348,7 @@ def test_a_wrong_command_line_is_answered_with_status_2(
 ):
     import importlib
 
-    from fairseq_plugins.pipeline.errors import run_command_line
+    from fairseq_plugins.utils.errors import run_command_line
 
     module = importlib.import_module(script)
     monkeypatch.setattr(sys, "argv", [script, *arguments])

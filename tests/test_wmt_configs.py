@@ -1,4 +1,5 @@
 """The WMT configurations: on a tiny slice, and against the published settings."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,8 +8,8 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from fairseq_plugins.pipeline.training import training_command
-from fairseq_plugins.pipeline.training_config import read_config
+from fairseq_plugins.training.config import read_config
+from fairseq_plugins.training.launch import training_command
 
 CONFIGS = {path.stem: path for path in sorted((ROOT / "configs").glob("wmt*.yaml"))}
 BASELINES = [name for name in CONFIGS if f"{name}_control" in CONFIGS]
@@ -119,7 +120,7 @@ def test_the_lstm_has_the_sizes_of_bahdanau() -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_its_recipe_exists(name: str) -> None:
-    from fairseq_plugins.pipeline.recipe import recipe_names
+    from fairseq_plugins.corpus.recipe import recipe_names
 
     recipe = Path(read(name)["data"]).name
     assert recipe in recipe_names()

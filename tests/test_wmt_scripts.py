@@ -1,4 +1,5 @@
 """The shell entry points: what they run, and that they go on after any end."""
+
 from __future__ import annotations
 
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SHARED_DATA
 
-from fairseq_plugins.pipeline.training_config import read_config
+from fairseq_plugins.training.config import read_config
 
 TASKS = ("wmt14_en_fr", "wmt14_en_de", "wmt16_en_de")
 # Stands in for Python: it writes down what it should run, and leaves what that would.
@@ -27,9 +28,7 @@ esac
 """
 
 
-def call(
-    task: str, *arguments: object, **env: str
-) -> subprocess.CompletedProcess[str]:
+def call(task: str, *arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", str(ROOT / "scripts" / f"{task}.sh"), *map(str, arguments)],
         env={**os.environ, "PYTHON": sys.executable, **env},

@@ -16,11 +16,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent.parent)]  # its own modules, the project
 
-from fairseq_plugins.pipeline.errors import (  # noqa: E402
-    UserError,
-    run_command_line,
-)
-from fairseq_plugins.pipeline.files import (  # noqa: E402
+from fairseq_plugins.utils.errors import UserError, run_command_line  # noqa: E402
+from fairseq_plugins.utils.files import (  # noqa: E402
     sha256_of,
     write_atomically,
     write_lines,

@@ -1,4 +1,5 @@
 """An unmodified fairseq decoder, driven one step at a time with gradients."""
+
 from __future__ import annotations
 
 import contextlib

@@ -4,6 +4,7 @@ Full-vocabulary logits of K slots and T positions would be the largest tensor of
 training by far. Here a piece of them exists at a time: values are gathered from it,
 and the backward pass computes it anew for the rows that a gradient reaches at all.
 """
+
 from __future__ import annotations
 
 from typing import Any, Iterator, Sequence

@@ -5,6 +5,7 @@ all hypotheses of a sentence have one mask at a step, as in beam search optimisa
 (Wiseman and Rush, 2016), and a second pass over what a search found has the masks of
 the search. Attention weights, which belong to one hypothesis, are kept.
 """
+
 from __future__ import annotations
 
 import contextlib

@@ -3,6 +3,7 @@
 fairseq repeats the encoder's output K times and multiplies element by element. The
 same sums as two matrix products need K times less memory and a fraction of the time.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -12,7 +13,7 @@ import torch
 from fairseq.models.lstm import AttentionLayer
 from torch import Tensor, nn
 
-from fairseq_plugins.modules.attention import TopkAttentionLayer
+from fairseq_plugins.models.topk_attention import TopkAttentionLayer
 
 __all__ = ["attention_of_slots", "is_shareable"]
 

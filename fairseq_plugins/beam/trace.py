@@ -1,4 +1,5 @@
 """What a beam search did, step by step, and the hypotheses that it found."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, fields

@@ -1,4 +1,5 @@
 """The prefixes that a search kept, as a tree that a decoder can score in one pass."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -4,6 +4,7 @@ A Transformer decodes all nodes of a sentence in one pass: each of them attends 
 ancestors and has the position of its depth. An LSTM goes through the depths and takes
 each node's state from its parent.
 """
+
 from __future__ import annotations
 
 import contextlib

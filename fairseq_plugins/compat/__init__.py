@@ -4,6 +4,7 @@ One function per breakage. Each says what breaks, and does no harm to a fairseq 
 does not need it. The tests show for each that the unmended fairseq fails and that the
 mended one works.
 """
+
 from __future__ import annotations
 
 from fairseq_plugins.compat.batches import (
@@ -17,13 +18,11 @@ from fairseq_plugins.compat.checkpoints import (
     load_checkpoints_safely,
 )
 from fairseq_plugins.compat.devices import (
-    let_bf16_run_without_tpu,
-    let_torchrun_work_without_gpu,
-)
-from fairseq_plugins.compat.encoder import keep_to_the_plain_encoder_layer
-from fairseq_plugins.compat.half_precision import (
     count_skipped_updates,
+    keep_to_the_plain_encoder_layer,
+    let_bf16_run_without_tpu,
     let_fp16_run_without_gpu,
+    let_torchrun_work_without_gpu,
 )
 
 __all__ = ["allow_what_checkpoints_hold", "apply"]

@@ -1,4 +1,5 @@
 """Mends of which sentences share a batch, and of those that are in none."""
+
 from __future__ import annotations
 
 import functools

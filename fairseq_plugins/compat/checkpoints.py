@@ -1,4 +1,5 @@
 """Mends of how checkpoints are loaded, copied and passed on."""
+
 from __future__ import annotations
 
 import argparse

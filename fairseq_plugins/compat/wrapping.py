@@ -1,4 +1,5 @@
 """Replace a function of fairseq, once."""
+
 from __future__ import annotations
 
 from typing import Any, Callable

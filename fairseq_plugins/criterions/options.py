@@ -1,4 +1,5 @@
 """The options of ``soft_beam_search``, and what they must be."""
+
 # fairseq reads the types of the options at run time: no postponed annotations here.
 import math
 from dataclasses import dataclass, field
@@ -11,10 +12,10 @@ from fairseq.dataclass import ChoiceEnum
 from fairseq.models.lstm import LSTMDecoder
 
 from fairseq_plugins.beam.costs import COST_UNITS, COSTS
-from fairseq_plugins.beam.engines import ENGINES
 from fairseq_plugins.beam.losses import FINISHING, LOSSES
-from fairseq_plugins.beam.state import MIXINGS
-from fairseq_plugins.pipeline.errors import did_you_mean
+from fairseq_plugins.beam.rescore import ENGINES
+from fairseq_plugins.beam.step import MIXINGS
+from fairseq_plugins.utils.errors import did_you_mean
 
 __all__ = ["SoftBeamSearchConfig", "check_options", "engine_of", "parse_loss_weights"]
 

@@ -1,4 +1,5 @@
 """``--criterion soft_beam_search``: cross entropy plus training for the beam."""
+
 from __future__ import annotations
 
 import contextlib
@@ -14,27 +15,27 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 from fairseq.logging import metrics
 from torch import Tensor, nn
 
+from fairseq_plugins.beam.costs import Spelling
 from fairseq_plugins.beam.decoder import (
     check_model,
     without_checkpointing,
     without_dropout,
 )
-from fairseq_plugins.beam.engines import searched_with_gradients
-from fairseq_plugins.beam.objective import (
+from fairseq_plugins.beam.losses import (
     ObjectiveSettings,
     beam_loss,
     search_statistics,
     what_losses_want,
 )
-from fairseq_plugins.beam.schedule import geometric, stepwise
-from fairseq_plugins.beam.spelling import Spelling
-from fairseq_plugins.beam.state import BeamSettings
+from fairseq_plugins.beam.rescore import searched_with_gradients
+from fairseq_plugins.beam.step import BeamSettings
 from fairseq_plugins.criterions.options import (
     SoftBeamSearchConfig,
     check_options,
     engine_of,
     parse_loss_weights,
 )
+from fairseq_plugins.utils.schedule import geometric, stepwise
 
 __all__ = ["SoftBeamSearchCriterion"]
 

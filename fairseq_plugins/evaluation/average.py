@@ -1,4 +1,5 @@
 """The mean of several checkpoints' parameters, as one checkpoint."""
+
 from __future__ import annotations
 
 import zipfile
@@ -8,8 +9,8 @@ from typing import Any, Sequence
 import torch
 
 from fairseq_plugins import compat
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.files import write_atomically
+from fairseq_plugins.utils.errors import UserError
+from fairseq_plugins.utils.files import write_atomically
 
 __all__ = ["average_checkpoints"]
 

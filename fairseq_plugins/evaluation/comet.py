@@ -3,6 +3,7 @@
 unbabel-comet brings gigabytes and versions of its own, so that it is never imported
 here: its command line is called, and what it prints is read.
 """
+
 from __future__ import annotations
 
 import logging
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Sequence
 
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.files import write_lines
-from fairseq_plugins.pipeline.process import run_logged
+from fairseq_plugins.utils.errors import UserError
+from fairseq_plugins.utils.files import write_lines
+from fairseq_plugins.utils.process import run_logged
 
 __all__ = ["DEFAULT_MODEL", "Comet", "comet_score"]
 

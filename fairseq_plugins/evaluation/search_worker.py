@@ -1,10 +1,11 @@
 """The process that searches by fairseq: ``python -m ...search_worker SETUP``.
 
-It loads one checkpoint and answers requests (see :mod:`pipeline.worker`), each for a
+It loads one checkpoint and answers requests (see :mod:`utils.worker`), each for a
 search or for the scores of the references of a subset, as ``fairseq-generate`` does in
 a process for each: by fairseq's own task, batches and generators. What it leaves out is
 printing, which is a good part of the time of ``fairseq-generate`` with a small model.
 """
+
 from __future__ import annotations
 
 import copy
@@ -15,7 +16,7 @@ import sys
 import time
 from typing import Any, Iterator
 
-from fairseq_plugins.pipeline.worker import answer_requests
+from fairseq_plugins.utils.worker import answer_requests
 
 __all__ = ["Model"]
 
@@ -78,9 +79,11 @@ class Model:
             tokens = sum(len(ranked[0]["tokens"]) for ranked in found)
             seconds = time.perf_counter() - started
             rows = [
-                self._searched(ranked[: request["beam"]], generator)
-                if is_search
-                else self._scored(ranked[0])
+                (
+                    self._searched(ranked[: request["beam"]], generator)
+                    if is_search
+                    else self._scored(ranked[0])
+                )
                 for ranked in found
             ]
             sentences = list(zip(numbers, rows))
@@ -127,9 +130,7 @@ class Model:
             (
                 _natural(hypothesis["score"]),
                 # Of a list it makes the same text in a tenth of the time.
-                string(
-                    hypothesis["tokens"].tolist(), extra_symbols_to_ignore=ignored
-                ),
+                string(hypothesis["tokens"].tolist(), extra_symbols_to_ignore=ignored),
             )
             for hypothesis in ranked
         ]

@@ -1,4 +1,12 @@
-"""Is one system really better than another? Paired tests, by sacrebleu."""
+"""sacrebleu's metrics over several trainings of one system.
+
+A test set translated by three trainings is no test set of three times the size: the
+three translations of a sentence are good or bad together. So what a metric counts in
+them is added up for each sentence, and sentences stay what is drawn or exchanged.
+
+Is one system really better than another? Paired tests, by sacrebleu.
+"""
+
 from __future__ import annotations
 
 import os
@@ -6,13 +14,78 @@ from dataclasses import dataclass
 from typing import Any, Sequence
 
 import numpy as np
+from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest
 
-from fairseq_plugins.evaluation.comparable import check_comparable
-from fairseq_plugins.evaluation.pooling import PooledBLEU, PooledCHRF, Trainings
-from fairseq_plugins.pipeline.errors import UserError
+from fairseq_plugins.evaluation.checks import check_comparable
+from fairseq_plugins.utils.errors import UserError
 
-__all__ = ["Comparison", "Difference", "check_trainings", "paired_test", "pooled_test"]
+__all__ = [
+    "Comparison",
+    "Difference",
+    "PooledBLEU",
+    "PooledCHRF",
+    "Trainings",
+    "check_trainings",
+    "paired_test",
+    "pooled_test",
+]
+
+
+class Trainings:
+    """A system's translations by all of its trainings, and what metrics count in them.
+
+    ``len()`` is the number of sentences: for sacrebleu's tests this is a list of
+    hypotheses.
+    """
+
+    def __init__(
+        self, texts: Sequence[Sequence[str]], references: Sequence[str]
+    ) -> None:
+        self.texts = texts
+        self.references = references
+        self._counts: dict[type, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.references)
+
+    def counts(self, metric: BLEU | CHRF) -> np.ndarray:
+        """Return (trainings, sentences, counts); text is gone through only once."""
+        kind = type(metric)
+        if kind not in self._counts:
+            plain = BLEU(force=True) if isinstance(metric, BLEU) else CHRF()
+            counts = [
+                plain._extract_corpus_statistics(list(text), [self.references])
+                for text in self.texts
+            ]
+            self._counts[kind] = np.array(counts, dtype=np.float64)
+        return self._counts[kind]
+
+    def scores(self, metric: BLEU | CHRF) -> list[float]:
+        """Return the score of every sentence, over all trainings together."""
+        compute = metric._compute_score_from_stats
+        return [float(compute(row).score) for row in self.counts(metric).sum(axis=0)]
+
+
+class _Pooled:
+    """Mixed into a metric: its hypotheses are :class:`Trainings`."""
+
+    def _extract_corpus_statistics(
+        self, hypotheses: Trainings, references: Any
+    ) -> list[list[float]]:
+        assert isinstance(self, (BLEU, CHRF))
+        self.num_refs = 1  # for the signature
+        pooled: list[list[float]] = hypotheses.counts(self).sum(axis=0).tolist()
+        return pooled
+
+
+class PooledBLEU(_Pooled, BLEU):
+    """BLEU of all trainings' translations together."""
+
+
+class PooledCHRF(_Pooled, CHRF):
+    """chrF of all trainings' translations together."""
+
 
 _METHODS = {"randomization": "ar", "bootstrap": "bs"}
 _RESAMPLES = 1000

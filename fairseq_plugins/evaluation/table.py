@@ -1,4 +1,5 @@
 """Plain text tables."""
+
 from __future__ import annotations
 
 from typing import Sequence

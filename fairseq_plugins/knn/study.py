@@ -1,10 +1,19 @@
-"""All methods, seeds and splits, each done once; accuracies with intervals."""
+"""How sure an accuracy, and a difference of two accuracies on the same images, is.
+
+All methods, seeds and splits, each done once; accuracies with intervals.
+
+The summary of a study as a table, for a terminal and for a page.
+
+One picture of a study: accuracies with intervals, and features in two dimensions.
+"""
+
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple, Sequence
@@ -13,17 +22,82 @@ import numpy
 import torch
 from torch import Tensor
 
-from fairseq_plugins.knn.images import NUM_CLASSES, Images, Split
-from fairseq_plugins.knn.intervals import accuracy_interval, paired_difference
-from fairseq_plugins.knn.networks import embed
-from fairseq_plugins.knn.settings import METHODS, Settings
-from fairseq_plugins.knn.training import train
+from fairseq_plugins.evaluation.table import format_table
+from fairseq_plugins.knn.data import NUM_CLASSES, Images, Split
+from fairseq_plugins.knn.training import METHODS, Settings, embed, train
 from fairseq_plugins.operators import knn_predict
-from fairseq_plugins.pipeline.files import read_json, write_atomically, write_json
+from fairseq_plugins.utils.errors import UserError
+from fairseq_plugins.utils.files import read_json, write_atomically, write_json
 
-__all__ = ["Cell", "Study", "hold_out"]
+__all__ = [
+    "Cell",
+    "Interval",
+    "Study",
+    "accuracy_interval",
+    "draw",
+    "hold_out",
+    "markdown",
+    "paired_difference",
+    "plain",
+    "require",
+]
 
 logger = logging.getLogger(__name__)
+
+Z = 1.959964  # 95 % of a normal distribution
+RESAMPLES = 10_000
+SEED = 12345
+
+
+class Interval(NamedTuple):
+    """An estimate and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def accuracy_interval(correct: numpy.ndarray) -> Interval:
+    """Return the mean accuracy over seeds with Wilson's score interval.
+
+    All seeds classify the same images, so their answers count as one per image, which
+    makes the interval rather too wide than too narrow.
+
+    Args:
+        correct: 0 or 1, shape (seeds, images).
+    """
+    n, share = correct.shape[1], float(correct.mean())
+    centre = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    spread = share * (1 - share) / n + Z * Z / (4 * n * n)
+    half = Z * math.sqrt(spread) / (1 + Z * Z / n)
+    return Interval(share, centre - half, centre + half)
+
+
+def paired_difference(system: numpy.ndarray, other: numpy.ndarray) -> Interval:
+    """Return the difference of mean accuracies with a bootstrap interval over images.
+
+    An image is drawn with the answers of all seeds of both (10,000 resamples, the
+    percentiles 2.5 and 97.5), so that what is hard for both does not count as noise.
+
+    Args:
+        system, other: 0 or 1, shapes (seeds, images) with the same images.
+
+    Raises:
+        ValueError: the numbers of images differ.
+    """
+    if system.shape[1] != other.shape[1]:
+        raise ValueError(
+            f"both must have answers to the same images, but have {system.shape[1]} "
+            f"and {other.shape[1]}."
+        )
+    differences = system.mean(0) - other.mean(0)
+    # There are few different values: draw how often each comes instead of images.
+    values, counts = numpy.unique(differences, return_counts=True)
+    n = len(differences)
+    drawn = numpy.random.default_rng(SEED).multinomial(n, counts / n, RESAMPLES)
+    low, high = numpy.percentile(drawn @ values / n, [2.5, 97.5])
+    return Interval(float(differences.mean()), float(low), float(high))
+
 
 VIEWED = 1000  # test images whose features are kept for the picture
 
@@ -225,3 +299,110 @@ def _digest_of(splits: Sequence[Split]) -> str:
             digest.update(images.pixels.numpy().tobytes())
             digest.update(images.labels.numpy().tobytes())
     return digest.hexdigest()
+
+
+HEADINGS = (
+    "method",
+    "accuracy, %",
+    "95 % interval",
+    "each seed",
+    "minus kNN on ce",
+    "95 % interval",
+    "minus pixels",
+    "95 % interval",
+)
+
+
+def plain(summary: dict[str, Any]) -> str:
+    """Return aligned lines."""
+    return format_table(HEADINGS, _rows(summary))
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """Return a Markdown table."""
+    lines = [list(HEADINGS), ["---"] * len(HEADINGS), *_rows(summary)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _rows(summary: dict[str, Any]) -> list[list[str]]:
+    return [
+        [
+            row["title"],
+            *_estimate(row["accuracy"]),
+            " ".join(f"{100 * each:.2f}" for each in row["by_seed"]),
+            *_estimate(row.get("difference_from_ce"), sign="+"),
+            *_estimate(row.get("difference_from_raw"), sign="+"),
+        ]
+        for row in summary["results"]
+    ]
+
+
+def _estimate(estimate: dict[str, float] | None, *, sign: str = "") -> tuple[str, str]:
+    if estimate is None:
+        return "-", "-"
+    value, low, high = (
+        format(100 * estimate[name], f"{sign}.2f") for name in ("value", "low", "high")
+    )
+    return value, f"{low} to {high}"
+
+
+VIEWED_METHODS = ("raw", "ce", "soft")
+
+
+def require() -> None:
+    """Raise ``UserError`` unless what the picture needs is installed."""
+    try:
+        import matplotlib
+        import sklearn.manifold  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"the picture needs {error.name}, which is not installed: "
+            f"pip install {error.name} (or the extra `knn`)."
+        ) from None
+    matplotlib.use("Agg")
+
+
+def draw(study: Study, summary: dict[str, Any], path: Path) -> None:
+    """Draw the accuracies and t-SNE views of test images (van der Maaten, 2008)."""
+    require()
+    from matplotlib import pyplot
+    from sklearn.manifold import TSNE
+
+    views = study.views([name for name in VIEWED_METHODS if name in study.methods])
+    labels = study.viewed_labels()
+    columns = 1 + len(views)
+    figure, axes = pyplot.subplots(
+        1, columns, figsize=(4.2 * columns, 4), squeeze=False, layout="constrained"
+    )
+    _draw_accuracies(axes[0][0], summary)
+    for panel, (method, features) in zip(axes[0][1:], views.items()):
+        perplexity = min(30, (len(features) - 1) / 3)
+        points = TSNE(perplexity=perplexity, random_state=1).fit_transform(features)
+        panel.scatter(*points.T, c=labels, cmap="tab10", s=6)
+        panel.set_title(f"test images: {METHODS[method]}", fontsize=9)
+        panel.set_xticks([])
+        panel.set_yticks([])
+    with write_atomically(path, "wb") as stream:
+        figure.savefig(stream, format="png", dpi=110)
+    pyplot.close(figure)
+
+
+def _draw_accuracies(panel: Any, summary: dict[str, Any]) -> None:
+    for place, row in enumerate(reversed(summary["results"])):
+        accuracy = row["accuracy"]
+        low, value, high = (100 * accuracy[name] for name in ("low", "value", "high"))
+        colour = "tab:red" if row["method"] == "soft" else "tab:blue"
+        panel.errorbar(
+            value, place, xerr=[[value - low], [high - value]],
+            fmt="o", capsize=3, color=colour,
+        )  # fmt: skip
+        panel.plot(
+            [100 * each for each in row["by_seed"]], [place] * len(row["by_seed"]),
+            "|", color="grey",
+        )  # fmt: skip
+    panel.set_yticks(range(len(summary["results"])))
+    panel.set_yticklabels(
+        [row["title"] for row in reversed(summary["results"])], fontsize=8
+    )
+    panel.set_xlabel("accuracy in %, 95 % interval; | one seed")
+    panel.grid(alpha=0.3)

@@ -1,4 +1,8 @@
-"""A trained run against itself with neighbours: translate, score, test."""
+"""Fit a gate to gold targets that the datastore does not hold.
+
+A trained run against itself with neighbours: translate, score, test.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -6,20 +10,27 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, NamedTuple, Sequence
 
 import torch
+from torch import Tensor
 
-from fairseq_plugins.evaluation.detokenising import detokeniser
-from fairseq_plugins.evaluation.scoring import score
+from fairseq_plugins.corpus.manifest import PreparedCorpus
+from fairseq_plugins.evaluation.metrics import score
 from fairseq_plugins.evaluation.significance import paired_test
-from fairseq_plugins.knn_mt.datastore import Datastore
-from fairseq_plugins.knn_mt.gate import Gate
-from fairseq_plugins.knn_mt.learning import Lessons, fit, look_up, mean_loss
-from fairseq_plugins.knn_mt.search import translate
-from fairseq_plugins.knn_mt.states import Loaded, load
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.files import (
+from fairseq_plugins.evaluation.translate import detokeniser
+from fairseq_plugins.knn_mt.datastore import (
+    Datastore,
+    Loaded,
+    Neighbours,
+    force,
+    load,
+    log_probs_of,
+)
+from fairseq_plugins.knn_mt.search import Gate, Retrieved, translate
+from fairseq_plugins.training.config import digest_of_data
+from fairseq_plugins.utils.errors import UserError
+from fairseq_plugins.utils.files import (
     read_json,
     read_lines,
     sha256_of,
@@ -27,12 +38,116 @@ from fairseq_plugins.pipeline.files import (
     write_json,
     write_lines,
 )
-from fairseq_plugins.pipeline.manifest import PreparedCorpus
-from fairseq_plugins.pipeline.training_config import digest_of_data
 
-__all__ = ["SYSTEMS", "Experiment", "Options"]
+__all__ = ["SYSTEMS", "Experiment", "Lessons", "Options", "fit", "look_up"]
 
 logger = logging.getLogger(__name__)
+
+BATCH = 512
+WEIGHT_DECAY = 1e-3
+
+
+class Lessons(NamedTuple):
+    """All gold tokens of a subset, with what was retrieved for each of them.
+
+    Attributes:
+        retrieved: for N tokens.
+        gold: tokens, shape (N).
+        gold_log_prob: the model's, shape (N).
+    """
+
+    retrieved: Retrieved
+    gold: Tensor
+    gold_log_prob: Tensor
+
+    def take(self, rows: Tensor) -> Lessons:
+        """Return some of the tokens, by index."""
+        (distances, tokens), log_probs, best = self.retrieved
+        return Lessons(
+            Retrieved(
+                Neighbours(distances[rows], tokens[rows]), log_probs[rows], best[rows]
+            ),
+            self.gold[rows],
+            self.gold_log_prob[rows],
+        )
+
+
+def look_up(
+    loaded: Loaded, datastore: Datastore, subset: str, num_neighbours: int
+) -> Lessons:
+    """Search the neighbours of every gold token of a subset."""
+    parts = []
+    for batch in force(loaded, subset):
+        neighbours = datastore.search(batch.states, num_neighbours)
+        log_probs = log_probs_of(loaded, batch.states)
+        gold = batch.targets
+        parts.append(
+            Lessons(
+                Retrieved.from_model(neighbours, log_probs),
+                gold,
+                log_probs.gather(1, gold.unsqueeze(1)).squeeze(1),
+            )
+        )
+        done = sum(len(part.gold) for part in parts)
+        logger.info("%s: %s tokens looked up", subset, f"{done:,}")
+    return Lessons(
+        Retrieved(
+            Neighbours(
+                torch.cat([part.retrieved.neighbours.distances for part in parts]),
+                torch.cat([part.retrieved.neighbours.tokens for part in parts]),
+            ),
+            torch.cat([part.retrieved.log_probs for part in parts]),
+            torch.cat([part.retrieved.best_log_prob for part in parts]),
+        ),
+        torch.cat([part.gold for part in parts]),
+        torch.cat([part.gold_log_prob for part in parts]),
+    )
+
+
+def fit(
+    lessons: Lessons,
+    *,
+    weights: str,
+    is_adaptive: bool,
+    updates: int,
+    lr: float,
+    seed: int,
+) -> Gate:
+    """Return a gate that gives the gold tokens the highest likelihood it can.
+
+    Args:
+        lessons: to learn from.
+        weights, is_adaptive: the gate's.
+        updates: of Adam, its learning rate falling to 0.
+        lr: first learning rate.
+        seed: of the initial weights and the order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    distances = lessons.retrieved.neighbours.distances
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        gate = Gate(
+            distances.size(1),
+            scale=float(distances.mean()),
+            weights=weights,
+            is_adaptive=is_adaptive,
+        )
+    optimizer = torch.optim.AdamW(gate.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, updates)
+    for _ in range(updates):
+        rows = torch.randint(len(lessons.gold), (BATCH,), generator=generator)
+        loss = mean_loss(gate, lessons.take(rows))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return gate.eval()
+
+
+def mean_loss(gate: Gate, lessons: Lessons) -> Tensor:
+    """Return the mean negative log-likelihood of the gold tokens, in nats."""
+    return -gate.gold_log_prob(*lessons).mean()
+
 
 LEARNT_FROM = "valid"
 RATES = {False: 0.03, True: 0.01}  # three numbers bear greater steps than a network

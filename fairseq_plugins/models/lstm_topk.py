@@ -1,4 +1,5 @@
 """``--arch lstm_topk``: fairseq's LSTM with top-k attention over the source."""
+
 from __future__ import annotations
 
 import argparse
@@ -7,8 +8,8 @@ from typing import Any
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.lstm import LSTMModel, base_architecture
 
-from fairseq_plugins.modules.attention import TopkAttentionLayer
-from fairseq_plugins.modules.settings import (
+from fairseq_plugins.models.topk_attention import TopkAttentionLayer
+from fairseq_plugins.models.topk_options import (
     TopkSettings,
     add_options,
     fill_in_defaults,

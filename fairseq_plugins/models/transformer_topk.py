@@ -1,4 +1,5 @@
 """``--arch transformer_topk``: fairseq's Transformer with top-k attention."""
+
 from __future__ import annotations
 
 import argparse
@@ -14,8 +15,8 @@ from fairseq.models.transformer import (
 )
 from torch import nn
 
-from fairseq_plugins.modules.attention import TopkMultiheadAttention
-from fairseq_plugins.modules.settings import (
+from fairseq_plugins.models.topk_attention import TopkMultiheadAttention
+from fairseq_plugins.models.topk_options import (
     TopkSettings,
     add_options,
     fill_in_defaults,

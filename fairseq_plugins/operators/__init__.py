@@ -1,7 +1,19 @@
 """Differentiable top-k selection: exact, per row, in PyTorch alone."""
+
 from __future__ import annotations
 
-from .candidate_pool import PooledMemberships, pooled_soft_topk
+from .arguments import SortedOperator
+from .baselines import (
+    SORTED_OPERATORS,
+    SinkhornResult,
+    get_sorted_operator,
+    hard_topk,
+    nested_soft_topk,
+    neuralsort_topk,
+    sinkhorn,
+    sinkhorn_topk,
+    softsort_topk,
+)
 from .knn import (
     knn_predict,
     nearest_neighbours,
@@ -9,15 +21,10 @@ from .knn import (
     soft_knn_loss,
     squared_distances,
 )
-from .memberships import soft_topk, soft_topk_logits
-from .nested import nested_soft_topk
-from .neuralsort import neuralsort_topk
-from .per_row import SortedOperator
-from .ranks import sorted_soft_topk
-from .registry import SORTED_OPERATORS, get_sorted_operator, hard_topk, sinkhorn_topk
-from .softsort import softsort_topk
+from .large_n import PooledMemberships, pooled_soft_topk
+from .soft_topk import soft_topk, soft_topk_logits
+from .sorted_soft_topk import sorted_soft_topk
 from .topk_softmax import hard_topk_softmax, topk_softmax
-from .transport import SinkhornResult, sinkhorn
 
 __all__ = [
     "SORTED_OPERATORS",

@@ -4,6 +4,7 @@ Training: memberships of the references among the k nearest of a query, by a sof
 selection of squared distances, and the share of the right class in their vote.
 Prediction: the exact vote of the k nearest, in blocks.
 """
+
 from __future__ import annotations
 
 import math
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, one_hot
 
-from .memberships import soft_topk_logits
-from .neuralsort import neuralsort_topk
+from .baselines import neuralsort_topk
+from .soft_topk import soft_topk_logits
 
 __all__ = [
     "SELECTIONS",

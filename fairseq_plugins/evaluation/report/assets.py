@@ -1,4 +1,5 @@
 """The page's parts, put together to one file that asks the network for nothing."""
+
 from __future__ import annotations
 
 import base64
@@ -13,9 +14,7 @@ __all__ = ["render_page", "safe_json"]
 _FOLDER = Path(__file__).parent / "assets"
 # Chart.js 4.6.1; assets/vendor/README.md says where it is from.
 _CHARTS = "vendor/chart.umd.min.js"
-_CHARTS_SHA256 = (
-    "87364cc2b2a76a6684929e7d6b80b18a897794db38400caff1fcf1791c6925d2"
-)
+_CHARTS_SHA256 = "87364cc2b2a76a6684929e7d6b80b18a897794db38400caff1fcf1791c6925d2"
 _STYLES = ("base.css", "sections.css", "explorer.css")
 # In this order: each may use what stands before it.
 _SCRIPTS = (

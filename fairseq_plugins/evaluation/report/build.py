@@ -1,4 +1,5 @@
 """From run folders to the report."""
+
 from __future__ import annotations
 
 import datetime
@@ -11,32 +12,29 @@ from pathlib import Path
 from typing import Any, Sequence
 
 import fairseq_plugins
+from fairseq_plugins.evaluation.compare import check_runs, short_names, system_names
 from fairseq_plugins.evaluation.report.assets import render_page
 from fairseq_plugins.evaluation.report.curves import read_curves
-from fairseq_plugins.evaluation.report.explorer_beam import check_explorer_beam
 from fairseq_plugins.evaluation.report.runs import (
     ReportRun,
+    check_explorer_beam,
     load_runs,
     references_of,
     shared_test_sets,
 )
-from fairseq_plugins.evaluation.report.samples import (
-    ScoredSentences,
-    chosen_sentences,
-)
-from fairseq_plugins.evaluation.report.pooled import System, pooled_rows
+from fairseq_plugins.evaluation.report.samples import ScoredSentences, chosen_sentences
 from fairseq_plugins.evaluation.report.scores import (
     KnownTests,
+    System,
     bleu_by_length,
     headline_beam,
     length_buckets,
+    pooled_rows,
     score_rows,
 )
-from fairseq_plugins.evaluation.run_comparison import check_runs
-from fairseq_plugins.evaluation.run_names import short_names, system_names
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.files import write_atomically
-from fairseq_plugins.pipeline.run_folder import RunFolder
+from fairseq_plugins.training.run_folder import RunFolder
+from fairseq_plugins.utils.errors import UserError
+from fairseq_plugins.utils.files import write_atomically
 
 __all__ = ["ReportOptions", "collect", "write_report"]
 
@@ -237,8 +235,11 @@ def _explorer(
     if not options.explore:
         return None
     # They take seconds to import, and a report without the explorer needs neither.
-    from fairseq_plugins.evaluation.report.explorer import epsilons_of, explored
-    from fairseq_plugins.evaluation.report.search import trace_searches
+    from fairseq_plugins.evaluation.report.explorer import (
+        epsilons_of,
+        explored,
+        trace_searches,
+    )
 
     changes = sentences.changes()
     chosen = chosen_sentences(changes, options.explore, seed=options.seed)

@@ -1,4 +1,5 @@
 """Training curves out of the log of ``fairseq-train``, in any of its log formats."""
+
 from __future__ import annotations
 
 import json

@@ -1,29 +1,114 @@
-"""What a run folder holds that a report shows."""
+"""Whose scores a report compares: those of one checkpoint, the same for all runs.
+
+What a run folder holds that a report shows.
+
+How wide the beam of the explorer may be.
+"""
+
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
-from fairseq_plugins.evaluation.report.choice import rows_of_one_checkpoint
-from fairseq_plugins.evaluation.run_checkpoint import checkpoint_path
-from fairseq_plugins.evaluation.run_names import distinct_names
-from fairseq_plugins.evaluation.score_store import Row
-from fairseq_plugins.pipeline.errors import UserError
-from fairseq_plugins.pipeline.files import read_json, read_lines, sha256_of
-from fairseq_plugins.pipeline.manifest import PreparedCorpus
-from fairseq_plugins.pipeline.run_folder import RunFolder
-from fairseq_plugins.pipeline.training_config import Config
+from fairseq_plugins.corpus.binarize import Dictionary
+from fairseq_plugins.corpus.manifest import PreparedCorpus
+from fairseq_plugins.evaluation.compare import distinct_names
+from fairseq_plugins.evaluation.evaluate import Row, checkpoint_path, file_name
+from fairseq_plugins.training.config import Config
+from fairseq_plugins.training.run_folder import RunFolder
+from fairseq_plugins.utils.errors import UserError
+from fairseq_plugins.utils.files import read_json, read_lines, sha256_of
 
 __all__ = [
     "Evaluated",
     "ReportRun",
     "Row",
+    "check_explorer_beam",
     "load_runs",
     "references_of",
+    "rows_of_one_checkpoint",
     "shared_test_sets",
 ]
+
+
+def rows_of_one_checkpoint(
+    rows: Mapping[str, Sequence[Row]], subset: str, wanted: str | None
+) -> dict[str, list[Row]]:
+    """Return rows of each run, by beam, that may be compared with each other's.
+
+    Args:
+        rows: of ``scores.json`` for one test set, by the names of the runs.
+        subset: the test set, for messages.
+        wanted: ``best``, ``last`` or a file's name. If not given, the checkpoint that
+            all runs have and that has the most rows, and of equals the best. Each run's
+            averages have names of their own, so averages of equally many count as one
+            checkpoint, and those of other numbers if there is nothing better.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    if wanted:
+        name = file_name(wanted)
+        return {
+            run: _by_beam([row for row in of_run if row["checkpoint"] == name])
+            for run, of_run in rows.items()
+        }
+    for kind_of in (_kind, _rough_kind):
+        of_runs = {run: _by_kind(of_run, kind_of) for run, of_run in rows.items()}
+        shared = set.intersection(*(set(kinds) for kinds in of_runs.values()))
+        if shared:
+            chosen = min(
+                shared,
+                key=lambda kind: (
+                    -sum(len(kinds[kind]) for kinds in of_runs.values()),
+                    kind != file_name("best"),
+                    kind,
+                ),
+            )
+            return {run: _by_beam(kinds[chosen]) for run, kinds in of_runs.items()}
+    raise UserError(_no_shared(rows, subset))
+
+
+def _by_kind(
+    rows: Sequence[Row], kind_of: Callable[[Row], str]
+) -> dict[str, list[Row]]:
+    """Return the rows of each kind's one checkpoint: of several that with most rows."""
+    by_name: dict[str, list[Row]] = {}
+    for row in rows:
+        by_name.setdefault(row["checkpoint"], []).append(row)
+    found: dict[str, list[Row]] = {}
+    for name in sorted(by_name, key=lambda name: (-len(by_name[name]), name)):
+        found.setdefault(kind_of(by_name[name][0]), by_name[name])
+    return found
+
+
+def _kind(row: Row) -> str:
+    if "averaged" in row:
+        return f"average of {len(row['averaged'])}"
+    return str(row["checkpoint"])
+
+
+def _rough_kind(row: Row) -> str:
+    return "average" if "averaged" in row else _kind(row)
+
+
+def _by_beam(rows: Sequence[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: int(row["beam"]))
+
+
+def _no_shared(rows: Mapping[str, Sequence[Row]], subset: str) -> str:
+    listed = "; ".join(
+        f"`{run}` by {', '.join(sorted({str(row['checkpoint']) for row in of_run}))}"
+        for run, of_run in rows.items()
+    )
+    return (
+        f"the runs of a report must be evaluated on `{subset}` by the same checkpoint, "
+        f"but are not: {listed}. Evaluate all of them by one with scripts/compare.py, "
+        "or give one that the test sets to be shown have with --checkpoint."
+    )
+
 
 # A row of scores.json without these was not written by scripts/evaluate.py.
 _NEEDED = (
@@ -243,3 +328,24 @@ def _text(path: Path) -> str:
 def _optional_json(path: Path) -> dict[str, Any]:
     found = read_json(path) if path.is_file() else {}
     return found if isinstance(found, dict) else {}
+
+
+# Padding and the end of sentence go on in no slot, and the first step has one prefix.
+_NOT_HELD = 2
+
+
+def check_explorer_beam(runs: Sequence[ReportRun], beam_size: int) -> None:
+    """Refuse a beam that a first step cannot fill.
+
+    Raises:
+        UserError: a run's vocabulary is too small for it.
+    """
+    for run in runs:
+        corpus = run.corpus
+        words = len(Dictionary.load(corpus.bin_dir / f"dict.{corpus.target_lang}.txt"))
+        largest = words - _NOT_HELD
+        if beam_size > largest:
+            raise UserError(
+                f"`--explore-beam` must be at most {largest:,}, which is {_NOT_HELD} "
+                f"less than the vocabulary of `{run.path}`, but is {beam_size:,}."
+            )

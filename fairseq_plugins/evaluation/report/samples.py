@@ -1,4 +1,5 @@
 """Scores of single sentences, and which of them are worth a look."""
+
 from __future__ import annotations
 
 import random
@@ -8,7 +9,7 @@ from typing import Any, Sequence
 from sacrebleu.metrics import BLEU, CHRF
 
 from fairseq_plugins.evaluation.report.runs import ReportRun, references_of
-from fairseq_plugins.pipeline.files import read_lines
+from fairseq_plugins.utils.files import read_lines
 
 __all__ = [
     "ScoredSentences",

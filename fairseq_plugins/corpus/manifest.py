@@ -1,0 +1,146 @@
+"""What ``scripts/prepare.py`` made: a typed view of its ``manifest.json``.
+
+The manifest stands beside ``bin`` and exists only while everything that it lists is
+whole. All its paths are relative to its own folder, which may be moved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping
+
+from fairseq_plugins.utils.errors import UserError, did_you_mean
+from fairseq_plugins.utils.files import read_json
+
+__all__ = ["FORMAT", "MANIFEST", "PreparedCorpus", "Subset"]
+
+MANIFEST = "manifest.json"
+FORMAT = "fairseq-soft-topk corpus, 1"
+
+
+@dataclass(frozen=True)
+class Subset:
+    """One of the parts that fairseq reads, as raw text.
+
+    Attributes:
+        title: what the recipe calls it, such as ``test_2016_flickr``.
+        source: raw source text, one sentence a line.
+        target: raw target text, the reference.
+        pairs: number of lines of each.
+    """
+
+    title: str
+    source: Path
+    target: Path
+    pairs: int
+
+
+@dataclass(frozen=True)
+class PreparedCorpus:
+    """A folder that ``scripts/prepare.py`` finished.
+
+    Attributes:
+        folder: what ``--out`` was.
+        recipe: name of the recipe.
+        subsets: by fairseq's names: ``train``, ``valid``, ``test``, ``test1``, ...
+        spm_file: the SentencePiece model that made the pieces of both languages; none
+            where subword-nmt made them.
+        bin_dir: what ``fairseq-train`` and ``fairseq-generate`` read.
+    """
+
+    folder: Path
+    recipe: str
+    source_lang: str
+    target_lang: str
+    subsets: Mapping[str, Subset]
+    spm_file: Path | None
+    bin_dir: Path
+
+    @classmethod
+    def load(cls, path: Path) -> PreparedCorpus:
+        """Read the manifest of a folder, given the folder itself or its ``bin``.
+
+        Raises:
+            UserError: there is no manifest, so the folder is unfinished or not from
+                ``scripts/prepare.py``; or the manifest cannot be used.
+        """
+        manifest = _find(path)
+        content = read_json(manifest)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise UserError(f"`{manifest}` is no manifest of scripts/prepare.py.")
+        try:
+            return cls._of(manifest.parent, content)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"`{manifest}` is damaged ({type(error).__name__}: {error}); run "
+                "scripts/prepare.py again."
+            ) from None
+
+    @classmethod
+    def _of(cls, folder: Path, content: Mapping[str, Any]) -> PreparedCorpus:
+        uses_codes = "bpe_codes" in content
+        return cls(
+            folder=folder,
+            recipe=content["recipe"],
+            source_lang=content["source_lang"],
+            target_lang=content["target_lang"],
+            subsets={
+                name: _subset(folder, entry)
+                for name, entry in content["subsets"].items()
+            },
+            spm_file=None if uses_codes else folder / content["spm_model"],
+            bin_dir=folder / content["bin_dir"],
+        )
+
+    @property
+    def spm_model(self) -> Path:
+        """The SentencePiece model, which makes text of pieces again.
+
+        Raises:
+            UserError: subword-nmt made the pieces, after Moses' tokeniser.
+        """
+        if self.spm_file is None:
+            raise UserError(
+                f"`{self.folder}` was prepared with `model_type: subword-nmt`, whose "
+                "pieces are not made text again here: use fairseq-generate with "
+                "`--remove-bpe` and detokenise, or prepare it with `bpe` or `unigram`."
+            )
+        return self.spm_file
+
+    def subset(self, name: str) -> tuple[str, Subset]:
+        """Return fairseq's name and the subset, found by that name or by its title.
+
+        Raises:
+            UserError: there is none of this name.
+        """
+        by_title = {subset.title: key for key, subset in self.subsets.items()}
+        key = by_title.get(name, name)
+        if key not in self.subsets:
+            names = list(dict.fromkeys([*self.subsets, *by_title]))
+            listed = ", ".join(f"`{name}`" for name in names)
+            raise UserError(
+                f"`{self.folder}` has no subset `{name}`.{did_you_mean(name, names)} "
+                f"It has {listed}."
+            )
+        return key, self.subsets[key]
+
+
+def _find(path: Path) -> Path:
+    path = path.expanduser().resolve()
+    for folder in (path, path.parent):
+        if (folder / MANIFEST).is_file():
+            return folder / MANIFEST
+    fault = f"holds no {MANIFEST}" if path.is_dir() else "is no folder"
+    raise UserError(
+        f"`{path}` must be a folder that scripts/prepare.py finished, but {fault}."
+    )
+
+
+def _subset(folder: Path, entry: Mapping[str, Any]) -> Subset:
+    return Subset(
+        title=entry["title"],
+        source=folder / entry["source"],
+        target=folder / entry["target"],
+        pairs=entry["pairs"],
+    )

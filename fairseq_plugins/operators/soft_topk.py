@@ -1,0 +1,106 @@
+"""SOFT top-k memberships, exactly (Xie et al., 2020, arXiv:2002.06504, section 2).
+
+The entropic optimal-transport plan between n scores and the two targets "selected" and
+"not selected" has memberships ``A_i = sigmoid((s_i - tau) / T)`` with T = epsilon / 2
+and tau such that the row sums to k. This solves for tau (see `threshold`) in place of
+Sinkhorn's iteration, and differentiates in closed form:
+
+    dA / ds = (diag(D) - D D' / sum(D)) / T,    D_i = A_i (1 - A_i).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .arguments import check_k, effective_scores, k_per_row, scale_by_epsilon
+from .large_n import long_memberships
+from .threshold import SHORT_ROW, memberships_and_logits, short_memberships
+
+__all__ = ["soft_topk", "soft_topk_logits"]
+
+
+def soft_topk(
+    scores: Tensor,
+    k: int | Tensor,
+    *,
+    epsilon: float | Tensor,
+    mask: Tensor | None = None,
+    largest: bool = True,
+) -> Tensor:
+    """Return memberships in [0, 1] that sum to ``k`` and favour the largest scores.
+
+    As ``epsilon`` tends to 0 this becomes the 0/1 indicator of ``scores.topk(k)``. A
+    row depends on itself only. A deleted entry (masked, or -inf) has membership 0; a
+    row with no more than k others gives each of them 1, with zero gradient.
+
+    Args:
+        scores: shape (..., n), any floating dtype; the maths is in float32 or float64.
+        k: how many to select, 1 <= k <= n; or a tensor that broadcasts to shape (...),
+            differentiable and not necessarily whole. In a tensor, k <= 0 selects
+            nothing and k >= n all.
+        epsilon: smoothing in the units of the scores: twice the temperature of the
+            sigmoid. A number, or a tensor that broadcasts to shape (...).
+        mask: True where valid, broadcastable to ``scores``.
+        largest: False selects the smallest.
+
+    Returns:
+        memberships, shape (..., n), dtype of ``scores``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    rows, k, epsilon = _rows(scores, k, epsilon, mask, largest)
+    is_short = rows.size(-1) < SHORT_ROW or torch.compiler.is_compiling()
+    if is_short or isinstance(k, Tensor):
+        memberships = short_memberships(rows, k, epsilon / 2)
+    else:
+        memberships = long_memberships(rows, k, epsilon / 2)
+    return _like(scores, memberships)
+
+
+def soft_topk_logits(
+    scores: Tensor,
+    k: int | Tensor,
+    *,
+    epsilon: float | Tensor,
+    mask: Tensor | None = None,
+    largest: bool = True,
+) -> Tensor:
+    """Return z with ``soft_topk(...) = sigmoid(z)``, for losses on log-memberships.
+
+    ``-logsigmoid(z)`` and its gradient stay finite however hopeless a candidate is.
+    Deleted entries have -inf. In a row with no more than k others these have a very
+    large finite number (the largest of the maths' dtype). Arguments as in `soft_topk`.
+
+    Returns:
+        logits, shape (..., n), dtype of ``scores``.
+    """
+    rows, k, epsilon = _rows(scores, k, epsilon, mask, largest)
+    _, logits = memberships_and_logits(rows, k, epsilon / 2)
+    return _like(scores, logits)
+
+
+def _rows(
+    scores: Tensor,
+    k: int | Tensor,
+    epsilon: float | Tensor,
+    mask: Tensor | None,
+    largest: bool,
+) -> tuple[Tensor, int | Tensor, float]:
+    """Check the arguments; return scores to maximise, (rows, n), k and epsilon."""
+    values = effective_scores(scores, mask, largest)
+    check_k(k, values.size(-1))
+    if isinstance(k, Tensor):
+        k = k_per_row(k, values)
+    values, epsilon = scale_by_epsilon(values, epsilon)
+    if values.dim() != 2:
+        values = values.reshape(-1, values.size(-1))
+    return values, k, epsilon
+
+
+def _like(scores: Tensor, rows: Tensor) -> Tensor:
+    # A view, even of the same shape, would be one more step of the backward pass.
+    if scores.dim() != 2:
+        rows = rows.view(scores.shape)
+    return rows if rows.dtype == scores.dtype else rows.to(scores.dtype)

@@ -1,0 +1,210 @@
+"""What a run folder holds, and whether a configuration may go on in it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import re
+from pathlib import Path
+from typing import Iterator
+
+import yaml
+
+from fairseq_plugins.training.config import Config, batches_per_update, read_config
+from fairseq_plugins.utils.errors import UserError
+from fairseq_plugins.utils.files import write_atomically, write_json
+
+__all__ = ["RunFolder"]
+
+logger = logging.getLogger(__name__)
+
+# How long to train: may change between two calls, and then training goes on.
+_LENGTH = {
+    "max_epoch",
+    "max_update",
+    "patience",
+    "stop_min_lr",
+    "stop_time_hours",
+}
+# These learning rate schedules are stretched over `max_update`.
+_STRETCHED_SCHEDULES = {"cosine", "polynomial_decay", "tri_stage"}
+# What is shown and kept, and where it runs: may change without any effect on results.
+_PRESENTATION = {
+    "all_gather_list_size",
+    "azureml_logging",
+    "cpu",
+    "data_buffer_size",
+    "device_id",
+    "distributed_backend",
+    "distributed_port",
+    "distributed_world_size",
+    "empty_cache_freq",
+    "keep_best_checkpoints",
+    "keep_interval_updates",
+    "keep_interval_updates_pattern",
+    "keep_last_epochs",
+    "log_file",
+    "log_format",
+    "log_interval",
+    "no_epoch_checkpoints",
+    "no_progress_bar",
+    "num_workers",
+    "run",
+    "save_interval",
+    "save_interval_updates",
+    "tensorboard_logdir",
+    "wandb_project",
+}
+_BATCH = {"batches_per_update", "processes", "update_freq"}
+_BATCH_HINT = (
+    "What an update sees stays the same while `processes` times `update_freq` does, "
+    "or with `batches_per_update` in place of `update_freq`. "
+)
+_BY_UPDATES = re.compile(r"checkpoint_\d+_(\d+)\.pt")
+_BY_EPOCHS = re.compile(r"checkpoint(\d+)\.pt")
+
+
+class RunFolder:
+    """``config.yaml``, ``command.txt``, ``train.log``, ``checkpoints/`` and more.
+
+    ``config.yaml`` is the configuration of the latest start. ``finished.json`` is there
+    if that start went on to its end; it holds the model's number of ``updates`` and the
+    ``seconds`` of training over all starts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.last_checkpoint = self.checkpoints / "checkpoint_last.pt"
+        self.log = path / "train.log"
+        self._config = path / "config.yaml"
+        self._command = path / "command.txt"
+        self._finished = path / "finished.json"
+
+    def read_config(self) -> Config:
+        """Return the configuration that this folder's results come from.
+
+        Raises:
+            UserError: this is no run folder.
+        """
+        if not self._config.is_file():
+            raise UserError(
+                f"`{self.path}` must be a run folder of scripts/train.py, "
+                "but holds no config.yaml."
+            )
+        return read_config(self._config)
+
+    def results_config(self) -> Config | None:
+        """Return the configuration of the checkpoints, ``None`` if there are none."""
+        return self.read_config() if any(self.checkpoints.glob("*.pt")) else None
+
+    def is_finished_with(self, config: Config) -> bool:
+        """Tell whether training by this very configuration has reached its end."""
+        recorded = self.results_config()
+        return (
+            self._finished.is_file()
+            and recorded is not None
+            and not _differing(recorded, config) - _PRESENTATION - {"processes"}
+        )
+
+    def check_goes_on(self, config: Config) -> None:
+        """Refuse to continue the results of a different configuration.
+
+        Raises:
+            UserError: names every key that differs and must not.
+        """
+        recorded = self.results_config()
+        if recorded is None:
+            return
+        free = _PRESENTATION | _LENGTH
+        if config.get("lr_scheduler") in _STRETCHED_SCHEDULES:
+            free.discard("max_update")
+        keys = sorted(_differing(recorded, config) - free)
+        if keys:
+            changes = "; ".join(
+                f"`{key}` was {_shown(recorded.get(key))} and is "
+                f"{_shown(config.get(key))}"
+                for key in keys
+            )
+            raise UserError(
+                f"`{self.path}` holds results of another configuration: {changes}. "
+                f"{_BATCH_HINT if 'processes' in keys else ''}"
+                "Give another `run` folder, or go on with the changed configuration "
+                "by --resume-anyway."
+            )
+
+    def record_start(self, config: Config, command_line: str) -> None:
+        """Write down what is about to run."""
+        self._finished.unlink(missing_ok=True)
+        with write_atomically(self._config) as stream:
+            stream.write(f"# python scripts/train.py {self._config}\n")
+            yaml.safe_dump(config, stream, sort_keys=False, allow_unicode=True)
+        with write_atomically(self._command) as stream:
+            stream.write(command_line + "\n")
+
+    def record_end(self, progress: dict[str, float | None]) -> None:
+        """Mark the run as complete: ``updates`` and ``seconds``, if they are known."""
+        write_json(self._finished, progress)
+
+    def newest_checkpoints(self, count: int, *, by_epochs: bool = False) -> list[Path]:
+        """Return the checkpoints of the last updates or epochs, the oldest first.
+
+        They are those that ``save_interval_updates`` or the end of an epoch left;
+        there may be fewer than ``count``.
+
+        Raises:
+            UserError: there is none.
+        """
+        pattern = _BY_EPOCHS if by_epochs else _BY_UPDATES
+        numbered = sorted(
+            (int(match[1]), path)
+            for path in self.checkpoints.glob("*.pt")
+            if (match := pattern.fullmatch(path.name))
+        )
+        if not numbered:
+            kind, option = (
+                ("an epoch", "no_epoch_checkpoints: false")
+                if by_epochs
+                else ("some updates", "save_interval_updates")
+            )
+            raise UserError(
+                f"`{self.checkpoints}` must hold checkpoints of the end of {kind}, but "
+                f"has none: train with `{option}`."
+            )
+        return [path for _, path in numbered[-count:]]
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep a second training out of this folder.
+
+        Raises:
+            UserError: another process is training here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another training uses `{self.path}` now.") from None
+            except OSError:
+                logger.warning("No locks on this disk: start one training only.")
+            yield
+
+
+def _differing(one: Config, other: Config) -> set[str]:
+    keys = {key for key in one | other if not _equal(one.get(key), other.get(key))}
+    same = batches_per_update(one) == batches_per_update(other)
+    return keys - _BATCH if same else keys
+
+
+def _equal(one: object, other: object) -> bool:
+    """Whether two values are the same, or one number: YAML takes ``4e-3`` for text."""
+    try:
+        return one == other or float(str(one)) == float(str(other))
+    except ValueError:
+        return False
+
+
+def _shown(value: object) -> str:
+    return "not given" if value is None else str(value)

@@ -1,0 +1,51 @@
+"""Types of arguments: what argparse refuses before anything is done."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Callable, Sequence
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return the type of a whole number that is no smaller."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be {least} or more, but is {value}")
+        return value
+
+    parse.__name__ = "int"  # for argparse's "invalid int value"
+    return parse
+
+
+def finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number, but is {value}")
+    return value
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, but is {value}")
+    return value
+
+
+def trainings(text: str) -> Sequence[Path]:
+    """Return the paths of a system's trainings, which have commas between them."""
+    paths = [Path(part) for part in text.split(",") if part]
+    if not paths:
+        raise argparse.ArgumentTypeError(f"must name a system, but is `{text}`")
+    return paths
+
+
+def output_file(text: str) -> Path:
+    """Return where to write a file, unless that is a folder."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file, but `{text}` is a folder")
+    return path
