@@ -25,7 +25,7 @@ from fairseq_plugins.training.launch import _read_checkpoint, num_processes
 from fairseq_plugins.training.run_folder import RunFolder
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import read_json, read_lines
-from fairseq_plugins.utils.typed_yaml import read_yaml
+from fairseq_plugins.utils.typed_yaml import read_dataclass
 
 
 TRAIN = {"arch": "lstm", "optimizer": "adam", "lr": 0.1, "max_tokens": 100}
@@ -166,7 +166,7 @@ def recipe(change: Callable[[dict[str, Any]], Any]) -> Callable[[], Any]:
         content = yaml.safe_load(path.read_text())
         change(content)
         path.write_text(yaml.safe_dump(content))
-        return read_yaml(path, Recipe)
+        return read_dataclass(path, Recipe)
 
     return read
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fairseq_plugins.utils.errors import UserError, did_you_mean
-from fairseq_plugins.utils.typed_yaml import read_yaml
+from fairseq_plugins.utils.typed_yaml import read_dataclass
 
 __all__ = [
     "Archive",
@@ -323,7 +323,7 @@ def load_recipe(name: str) -> tuple[Path, Recipe]:
     is_path = name.endswith((".yaml", ".yml"))
     path = Path(name) if is_path else RECIPES / f"{name}.yaml"
     if path.is_file():
-        return path, read_yaml(path, Recipe)
+        return path, read_dataclass(path, Recipe)
     names = recipe_names()
     raise UserError(
         f"there is no recipe `{name}`.{did_you_mean(name, names)} Recipes: "

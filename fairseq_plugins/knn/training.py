@@ -24,7 +24,7 @@ from fairseq_plugins.knn.data import NUM_CLASSES, Images
 from fairseq_plugins.operators import soft_knn_loss
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import write_atomically
-from fairseq_plugins.utils.typed_yaml import build, read_yaml
+from fairseq_plugins.utils.typed_yaml import build, read_dataclass
 
 __all__ = [
     "METHODS",
@@ -248,7 +248,7 @@ def read_settings(path: Path) -> Settings:
     """
     if not path.is_file():
         raise UserError(f"`{path}` does not exist.")
-    return read_yaml(path, Settings)
+    return read_dataclass(path, Settings)
 
 
 def change(settings: Settings, changes: Sequence[str]) -> Settings:

@@ -1,4 +1,4 @@
-"""Read a YAML file into dataclasses and say exactly what is wrong with it."""
+"""Read YAML files and build dataclasses from them, with exact error messages."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import dataclasses
 import types
 import typing
 from pathlib import Path
-from typing import Any, Hashable, TypeVar
+from typing import Any, Callable, Hashable, TypeVar
 
 import yaml
 
 from fairseq_plugins.utils.errors import UserError, did_you_mean
 
-__all__ = ["NOT_YAML", "build", "read_yaml"]
+__all__ = ["NOT_YAML", "build", "parse_yaml", "read_dataclass", "read_yaml"]
 
 T = TypeVar("T")
 
-# What PyYAML's safe loader raises: some values (a date that there is not, a number of
-# 5,000 digits) and deep nesting give errors that are not its own.
+# PyYAML's safe loader also raises errors that are not its own: for a date that does
+# not exist, for a number of 5,000 digits and for deep nesting.
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 _RULES = {
@@ -28,24 +28,60 @@ _RULES = {
 }
 
 
-def read_yaml(path: Path, kind: type[T]) -> T:
-    """Build a dataclass from a YAML mapping.
+def read_yaml(path: Path, *, normalize_key: Callable[[str], str] = str) -> Any:
+    """Return the content of a YAML file; refuse keys that are given twice.
 
-    Fields may be ``str``, ``int``, ``float``, ``bool``, dataclasses,
-    ``tuple[X, ...]`` and ``X | None``. A field without a default must be given. What a
-    dataclass itself raises as ``UserError`` is reported with the file and the place in
-    it.
+    Args:
+        normalize_key: two keys of one mapping are the same key if this function
+            returns the same text for both. The result keeps the keys as written.
 
     Raises:
-        UserError: the file is no YAML mapping; a key is unknown, missing or given
-            twice; a value has the wrong type.
+        UserError: the file does not exist, is not UTF-8 or not YAML, or a mapping
+            has two equal keys.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"`{path}` does not exist.") from None
+    except IsADirectoryError:
+        raise UserError(f"`{path}` must be a file, but is a folder.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"`{path}` must be UTF-8 text, but {error}.") from None
+    return parse_yaml(text, str(path), normalize_key=normalize_key)
+
+
+def parse_yaml(
+    text: str, name: str, *, normalize_key: Callable[[str], str] = str
+) -> Any:
+    """Return the content of a YAML text; ``name`` stands for it in messages.
+
+    Raises:
+        UserError: see :func:`read_yaml`.
+    """
+    loader = _UniqueKeyLoader(text)
+    loader.normalize_key = normalize_key
+    try:
+        return loader.get_single_data()
+    except _RepeatedKey as error:
+        raise UserError(f"`{name}` gives {error}.") from None
     except NOT_YAML as error:
-        raise UserError(f"`{path}` is not valid YAML: {error}.") from None
+        raise UserError(f"`{name}` is not valid YAML: {_reason(error)}.") from None
+    finally:
+        loader.dispose()
+
+
+def read_dataclass(path: Path, kind: type[T]) -> T:
+    """Build a dataclass from a YAML file.
+
+    Fields may be ``str``, ``int``, ``float``, ``bool``, dataclasses,
+    ``tuple[X, ...]`` and ``X | None``. A field without a default must be given. A
+    ``UserError`` of the dataclass itself is reported with the file and the place in it.
+
+    Raises:
+        UserError: the file is not a YAML mapping; a key is unknown, missing or given
+            twice; a value has the wrong type.
+    """
+    content = read_yaml(path)
     try:
         return build(kind, content)
     except UserError as error:
@@ -53,26 +89,37 @@ def read_yaml(path: Path, kind: type[T]) -> T:
 
 
 def build(kind: type[T], content: Any) -> T:
-    """Build a dataclass from a parsed mapping, by the rules of `read_yaml`."""
+    """Build a dataclass from a parsed mapping, by the rules of `read_dataclass`."""
     return typing.cast(T, _build(kind, content, ""))
 
 
+class _RepeatedKey(Exception):
+    pass
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Of two equal keys YAML keeps the last without a word; this refuses them."""
+    """YAML silently keeps the last of two equal keys; this loader refuses them."""
+
+    normalize_key: Callable[[str], str] = str
 
     def construct_mapping(
         self, node: yaml.MappingNode, deep: bool = False
     ) -> dict[Hashable, Any]:
-        seen = set()
+        lines: dict[str, int] = {}
         for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"key `{name}` is given twice",
-                    problem_mark=key.start_mark,
-                )
-            seen.add(name)
+            name, line = self.normalize_key(str(key.value)), key.start_mark.line + 1
+            if name in lines:
+                both = f"lines {lines[name]} and {line}"
+                raise _RepeatedKey(f"`{name}` twice, on {both}")
+            lines[name] = line
         return super().construct_mapping(node, deep)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return "too deeply nested" if isinstance(error, RecursionError) else str(error)
 
 
 def _build(kind: Any, value: Any, path: str) -> Any:

@@ -21,7 +21,7 @@ from fairseq_plugins.corpus.recipe import Archive, Recipe
 from fairseq_plugins.training.config import read_config
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import read_json, read_lines, write_json
-from fairseq_plugins.utils.typed_yaml import read_yaml
+from fairseq_plugins.utils.typed_yaml import read_dataclass
 
 __all__ = [
     "PARTS",
@@ -64,7 +64,7 @@ def read_hostile_yaml(folder: Path) -> Any:
         path.write_text(text, encoding="utf-8")
         for reader in (
             lambda: read_config(path),
-            lambda: read_yaml(path, Recipe),
+            lambda: read_dataclass(path, Recipe),
             lambda: read_config(_minimal(folder), [f"lr={text}"]),
         ):
             count += 1
@@ -194,7 +194,7 @@ READERS: dict[str, tuple[str, Callable[[], bytes], Callable[[Path], Any]]] = {
     "config": ("c.yaml", lambda: b"data: x\nrun: y\nlr: [0.1, 2]\nb: &a 1\nc: *a\n",
                read_config),
     "override": ("o.txt", lambda: b"adam_betas='(0.9, 0.98)'", _override),
-    "recipe": ("r.yaml", _recipe_text, lambda path: read_yaml(path, Recipe)),
+    "recipe": ("r.yaml", _recipe_text, lambda path: read_dataclass(path, Recipe)),
     "manifest_fields": ("manifest.json", lambda: _MANIFEST, _without_fields),
     "json": ("s.json", lambda: b'[{"beam": 1, "bleu": 2e3}]', read_json),
     "manifest": ("manifest.json", lambda: _MANIFEST,
