@@ -1,24 +1,26 @@
-"""SOFT top-k beam training for fairseq, loaded with ``--user-dir fairseq_plugins``.
+"""Beam-search-aware training for fairseq with the differentiable SOFT top-k operator.
 
-``operators``, ``pipeline`` and ``evaluation`` do not need fairseq and do not import
-it. Registration happens when fairseq itself imports this package; a program that
-imported the package first calls :func:`register`.
+Importing this package, or a part of it such as ``operators``, changes nothing in
+fairseq or torch. Two things register the criterion and the architectures and fix
+fairseq's defects (:mod:`fairseq_plugins.compat`): a fairseq command with ``--user-dir
+fairseq_plugins``, and :func:`register`. fairseq skips a user-dir that the program has
+imported already, so a program that imports the package itself calls ``register()``.
 """
 
 from __future__ import annotations
-
-import sys
 
 __all__ = ["register"]
 __version__ = "0.1.0"
 
 
 def register() -> None:
-    """Mend fairseq where it is broken and register what this plug-in adds to it."""
-    from fairseq_plugins import compat, criterions, models  # noqa: F401
+    """Fix fairseq and register the criterion and the architectures in it.
 
-    compat.apply()
+    Raises:
+        ValueError: FAIRSEQ_SOFT_TOPK_SKIP names an unknown fix.
+    """
+    from fairseq_plugins import compat
+    from fairseq_plugins.criterions import soft_beam_search  # noqa: F401
+    from fairseq_plugins.models import lstm_topk, transformer_topk  # noqa: F401
 
-
-if "fairseq" in sys.modules:
-    register()
+    compat.apply_fixes()

@@ -100,7 +100,7 @@ def train(
         *options,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    compat.allow_what_checkpoints_hold()
+    compat.allow_checkpoint_classes()
     first, last = (torch.load(save / f"checkpoint_1_{n}.pt")["model"] for n in (1, 3))
     return {name: last[name] - first[name] for name in last}
 

@@ -1,10 +1,9 @@
-"""Each mend of fairseq: needed on this fairseq, and working, by the real commands."""
+"""Each fix of fairseq: stock fairseq fails, fixed fairseq works."""
 
 from __future__ import annotations
 
 import pickle
 import re
-import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -15,6 +14,8 @@ import numpy
 import pytest
 import torch
 from conftest import ROOT, run_module
+
+from fairseq_plugins.compat import SKIP_VARIABLE
 
 RELEASED = fairseq.__version__ == "0.12.2"  # in which some breakages are not yet
 USER_DIR = ("--user-dir", ROOT / "fairseq_plugins")
@@ -60,13 +61,13 @@ def resume(data: Path, checkpoint: Path, *options: object) -> Any:
 @pytest.mark.skipif(
     torch.__version__ < "2.6", reason="older torch loads checkpoints unsafely"
 )
-def test_unmended_fairseq_cannot_load_its_own_checkpoints(tiny_data, trained):
+def test_stock_fairseq_cannot_load_its_own_checkpoints(tiny_data, trained):
     result = generate(tiny_data, trained)
     assert result.returncode != 0
     assert "Weights only load failed" in result.stderr
 
 
-def test_mended_fairseq_generates_from_and_resumes_its_checkpoints(tiny_data, trained):
+def test_fixed_fairseq_generates_from_and_resumes_its_checkpoints(tiny_data, trained):
     result = generate(tiny_data, trained, *USER_DIR)
     assert result.returncode == 0, result.stderr
     assert len(re.findall("^H-", result.stdout, re.M)) == 20
@@ -76,7 +77,7 @@ def test_mended_fairseq_generates_from_and_resumes_its_checkpoints(tiny_data, tr
 
 
 class Attack:
-    """What a stranger's checkpoint could hold: code that runs on loading."""
+    """Code in a foreign checkpoint that runs when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -92,7 +93,7 @@ class Attack:
 def test_a_foreign_pickle_is_refused_by_name_and_runs_nothing(
     container, command, tiny_data, trained, tmp_path
 ):
-    marker, checkpoint = tmp_path / "code-was-run", tmp_path / "stranger.pt"
+    marker, checkpoint = tmp_path / "code-was-run", tmp_path / "foreign.pt"
     state = torch.load(trained, weights_only=False)
     state["extra_state"]["surprise"] = Attack(marker)
     if container == "plain pickle":
@@ -111,33 +112,36 @@ def test_a_foreign_pickle_is_refused_by_name_and_runs_nothing(
 
 def test_a_request_to_load_unsafely_is_overruled(tmp_path):
     # fairseq's main branch asks for weights_only=False.
-    from fairseq_plugins.compat.checkpoints import ForeignCheckpointError, _safe_loader
+    from fairseq_plugins.compat.checkpoints import (
+        ForeignCheckpointError,
+        _load_weights_only,
+    )
 
-    marker, checkpoint = tmp_path / "code-was-run", tmp_path / "stranger.pt"
+    marker, checkpoint = tmp_path / "code-was-run", tmp_path / "foreign.pt"
     torch.save({"surprise": Attack(marker)}, checkpoint)
-    load = _safe_loader(lambda path: torch.load(path, weights_only=False))
+    load = _load_weights_only(lambda path: torch.load(path, weights_only=False))
     with pytest.raises(ForeignCheckpointError, match="posix.system"):
         load(str(checkpoint))
     assert not marker.exists()
 
 
-def test_bf16_needs_the_mend_and_trains_and_resumes_with_it(tiny_data, tmp_path):
+def test_bf16_needs_the_fix_and_trains_and_resumes_with_it(tiny_data, tmp_path):
     def train(updates: int, *options: object) -> Any:
         return run_module(
             "fairseq_cli.train", tiny_data, *TRAIN, "--bf16", "--save-dir", tmp_path,
             "--max-update", updates, *options,
         )  # fmt: skip
 
-    unmended = train(2)
-    assert unmended.returncode != 0
-    assert "xla" in unmended.stderr
+    stock = train(2)
+    assert stock.returncode != 0
+    assert "xla" in stock.stderr
     for updates in (2, 4):
         result = train(updates, *USER_DIR, *BEAM_TRAINING)
         assert result.returncode == 0, result.stderr
     assert "@ 2 updates" in result.stdout
 
 
-def test_fp16_without_gpu_needs_the_mend_and_then_counts_the_updates_it_skips(
+def test_fp16_without_gpu_needs_the_fix_and_then_counts_the_updates_it_skips(
     tiny_data, tmp_path
 ):
     def train(*options: object) -> Any:
@@ -147,9 +151,9 @@ def test_fp16_without_gpu_needs_the_mend_and_then_counts_the_updates_it_skips(
         )  # fmt: skip
 
     if not torch.cuda.is_available():
-        unmended = train()
-        assert unmended.returncode != 0
-        assert "cuda" in unmended.stderr.lower().splitlines()[-1]
+        stock = train()
+        assert stock.returncode != 0
+        assert "cuda" in stock.stderr.lower().splitlines()[-1]
     result = train(*USER_DIR, *BEAM_TRAINING)
     assert result.returncode == 0, result.stderr
     skipped = result.stdout.count("gradient overflow detected")
@@ -160,14 +164,14 @@ def test_fp16_without_gpu_needs_the_mend_and_then_counts_the_updates_it_skips(
 
 
 def test_typing_tpu_still_means_tpu():
-    from fairseq_plugins.compat.devices import _parser_without_tpu
+    from fairseq_plugins.compat.devices import _parse_without_tpu
 
-    parse = _parser_without_tpu(lambda *_: Namespace(bf16=True, tpu=True))
+    parse = _parse_without_tpu(lambda *_: Namespace(bf16=True, tpu=True))
     assert parse(ArgumentParser(), ["--bf16", "--tpu"]).tpu is True
     assert parse(ArgumentParser(), ["--bf16"]).tpu is False
 
 
-def test_torchrun_on_cpu_needs_the_mend_and_trains_with_it(tiny_data, tmp_path):
+def test_torchrun_on_cpu_needs_the_fix_and_trains_with_it(tiny_data, tmp_path):
     def train(*options: object) -> Any:
         return run_module(
             "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 29817,
@@ -175,53 +179,43 @@ def test_torchrun_on_cpu_needs_the_mend_and_trains_with_it(tiny_data, tmp_path):
             "--save-dir", tmp_path, "--distributed-backend", "gloo", *options,
         )  # fmt: skip
 
-    unmended = train("--distributed-world-size", 2)
-    assert unmended.returncode != 0
+    stock = train("--distributed-world-size", 2)
+    assert stock.returncode != 0
     reason = "device_ids and output_device" if RELEASED else "ZeroDivisionError"
-    assert reason in unmended.stderr
-    # Without being told the number of processes unmended fairseq trains two models.
+    assert reason in stock.stderr
+    # Without being told the number of processes stock fairseq trains two models.
     result = train(*USER_DIR, *BEAM_TRAINING)
     assert result.returncode == 0, result.stderr
     assert "training on 2 devices" in result.stdout
-
-
-# fairseq-train with all mends but one.
-UNMENDED = """
-import fairseq_plugins
-from fairseq.distributed import utils
-from fairseq_cli.train import cli_main
-
-fairseq_plugins.register()
-utils.broadcast_object = utils.broadcast_object.__wrapped__
-cli_main()
-"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
     torch.__version__ < "2.6", reason="older torch loads checkpoints unsafely"
 )
-def test_several_processes_cannot_resume_without_the_mend(trained, tiny_data, tmp_path):
-    unmended = tmp_path / "unmended.py"
-    unmended.write_text(UNMENDED)
-
-    def resume(program: Path, *options: object) -> Any:
+def test_several_processes_cannot_resume_without_the_fix(
+    trained, tiny_data, tmp_path, monkeypatch
+):
+    def resume() -> Any:
         return run_module(
-            "torch.distributed.run", "--standalone", "--nproc-per-node", 2, program,
-            tiny_data, *TRAIN, "--distributed-backend", "gloo", "--save-dir", tmp_path,
-            "--restore-file", trained, "--max-update", 4, *options,
+            "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
+            Path(sys.executable).with_name("fairseq-train"), tiny_data, *TRAIN,
+            "--distributed-backend", "gloo", "--save-dir", tmp_path,
+            "--restore-file", trained, "--max-update", 4, *USER_DIR,
         )  # fmt: skip
 
-    result = resume(unmended)
+    with monkeypatch.context() as patch:
+        patch.setenv(SKIP_VARIABLE, "broadcast-checkpoints")
+        result = resume()
     assert result.returncode != 0
     assert "Weights only load failed" in result.stderr
-    assert "_broadcast_object_slow" in result.stderr  # its only refusal is there
-    result = resume(Path(sys.executable).with_name("fairseq-train"), *USER_DIR)
+    assert "_broadcast_object_slow" in result.stderr  # the only refusal is there
+    result = resume()
     assert result.returncode == 0, result.stderr
     assert "@ 2 updates" in result.stdout and "num_updates 4" in result.stdout
 
 
-def test_without_the_mend_fairseq_leaves_out_the_longest_sentences(task):
+def test_without_the_fix_fairseq_leaves_out_the_longest_sentences(task):
     from fairseq.data import data_utils
 
     sizes = numpy.arange(1, 21)
@@ -230,19 +224,19 @@ def test_without_the_mend_fairseq_leaves_out_the_longest_sentences(task):
     )
     for multiple, left_out in (8, [16, 17, 18, 19]), (1, []):
         options["required_batch_size_multiple"] = multiple
-        mended = data_utils.batch_by_size(numpy.arange(20), **options)
-        unmended = data_utils.batch_by_size.__wrapped__(numpy.arange(20), **options)
-        assert sorted(numpy.concatenate(mended).tolist()) == list(range(20))
-        missing = set(range(20)) - set(numpy.concatenate(unmended).tolist())
+        fixed = data_utils.batch_by_size(numpy.arange(20), **options)
+        stock = data_utils.batch_by_size.__wrapped__(numpy.arange(20), **options)
+        assert sorted(numpy.concatenate(fixed).tolist()) == list(range(20))
+        missing = set(range(20)) - set(numpy.concatenate(stock).tolist())
         assert sorted(missing) == ([] if RELEASED else left_out)
     options.update(num_tokens_vec=None, required_batch_size_multiple=8)
     few = data_utils.batch_by_size([2, 0, 1], **options)
     assert [batch.tolist() for batch in few] == [[2, 0, 1]]
 
 
-@pytest.mark.parametrize("mended", [True, False])
-def test_a_copy_that_stops_halfway_spoils_the_checkpoint_without_the_mend(
-    mended, task, tmp_path, monkeypatch
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_copy_that_stops_halfway_spoils_the_checkpoint_without_the_fix(
+    fixed, task, tmp_path, monkeypatch
 ):
     from fairseq.file_io import PathManager
 
@@ -253,21 +247,21 @@ def test_a_copy_that_stops_halfway_spoils_the_checkpoint_without_the_mend(
     new, last = tmp_path / "checkpoint_1_2.pt", tmp_path / "checkpoint_last.pt"
     new.write_bytes(b"n" * 100)
     last.write_bytes(b"o" * 100)
-    copy = PathManager.copy if mended else PathManager.copy.__wrapped__
+    copy = PathManager.copy if fixed else PathManager.copy.__wrapped__
     with monkeypatch.context() as patch, pytest.raises(OSError):
         patch.setattr("shutil.copyfile", stop_halfway)
         copy(str(new), str(last), overwrite=True)
-    assert last.read_bytes() == (b"o" * 100 if mended else b"n" * 50)
+    assert last.read_bytes() == (b"o" * 100 if fixed else b"n" * 50)
     assert copy(str(new), str(last), overwrite=True)
     assert last.read_bytes() == b"n" * 100
 
 
-@pytest.mark.parametrize("mended", [True, False])
-def test_a_resumed_training_has_other_batches_without_the_mend(mended, task):
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_resumed_training_has_other_batches_without_the_fix(fixed, task):
     from fairseq.tasks.fairseq_task import FairseqTask
 
     get = FairseqTask.get_batch_iterator
-    is_same = mended or RELEASED  # which the mend leaves as it is
+    is_same = fixed or RELEASED  # which the fix leaves as it is
     get = get if is_same else get.__wrapped__
     batches = []
     for epoch in (1, 5):
@@ -281,14 +275,14 @@ def test_a_resumed_training_has_other_batches_without_the_mend(mended, task):
 
 
 def test_the_fused_encoder_layer_is_never_used(make_model):
-    from fairseq_plugins.compat.devices import _without_fused_layer
+    from fairseq_plugins.compat.devices import _build_without_fused_layer
 
     class Layer:
         def __init__(self, fused):
             if fused:
                 self.can_use_fastpath = True  # fairseq 0.12.2
 
-    build = _without_fused_layer(Layer.__init__)
+    build = _build_without_fused_layer(Layer.__init__)
     for fused in (True, False):
         layer = Layer(fused)
         build(layer, fused)
@@ -298,26 +292,10 @@ def test_the_fused_encoder_layer_is_never_used(make_model):
 
 
 def test_batches_that_are_not_drawn_by_the_epoch_are_left_as_they_are():
-    from fairseq_plugins.compat.batches import _iterator_of_the_first_epoch
+    from fairseq_plugins.compat.batches import _use_batches_of_first_epoch
 
     def get_batch_iterator(self, dataset, seed=1, epoch=1):  # fairseq 0.12.2
         return seed
 
-    mended = _iterator_of_the_first_epoch(get_batch_iterator)
-    assert mended(None, None, seed=7, epoch=5) == 7
-
-
-def test_applying_twice_wraps_once(task):
-    from fairseq import checkpoint_utils
-
-    from fairseq_plugins import compat
-
-    before = checkpoint_utils.load_checkpoint_to_cpu
-    compat.apply()
-    assert checkpoint_utils.load_checkpoint_to_cpu is before
-
-
-@pytest.mark.parametrize("package", ["operators", "corpus", "training", "evaluation"])
-def test_the_library_below_does_not_import_fairseq(package):
-    code = f"import sys, fairseq_plugins.{package}; sys.exit('fairseq' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    fixed = _use_batches_of_first_epoch(get_batch_iterator)
+    assert fixed(None, None, seed=7, epoch=5) == 7

@@ -36,7 +36,7 @@ def make_decisive(run: Path) -> None:
     A model after a few updates finds all words about equally likely, and rounding,
     which differs between processors, would decide its searches.
     """
-    compat.allow_what_checkpoints_hold()
+    compat.allow_checkpoint_classes()
     for path in (run / "checkpoints").glob("*.pt"):
         checkpoint = torch.load(path)
         checkpoint["model"]["decoder.output_projection.weight"] *= 30

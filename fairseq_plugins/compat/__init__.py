@@ -1,43 +1,64 @@
-"""Mends for what is broken in fairseq on today's Python and torch.
+"""Fixes for defects of fairseq on current versions of Python and torch.
 
-One function per breakage. Each says what breaks, and does no harm to a fairseq that
-does not need it. The tests show for each that the unmended fairseq fails and that the
-mended one works.
+Each fix is one function, whose docstring gives the defect. It has no effect on a
+fairseq without that defect. The environment variable ``FAIRSEQ_SOFT_TOPK_SKIP`` lists
+fixes to leave out, such as ``keep-last-batch,count-skipped-updates``.
 """
 
 from __future__ import annotations
 
-from fairseq_plugins.compat.batches import (
-    keep_the_last_batch,
-    resume_with_the_same_batches,
-)
+import os
+from typing import Callable
+
+from fairseq_plugins.compat.batches import keep_last_batch, resume_with_same_batches
 from fairseq_plugins.compat.checkpoints import (
-    allow_what_checkpoints_hold,
-    copy_checkpoints_whole,
-    let_processes_share_a_checkpoint,
+    allow_checkpoint_classes,
+    broadcast_checkpoints,
+    copy_checkpoints_atomically,
     load_checkpoints_safely,
 )
 from fairseq_plugins.compat.devices import (
     count_skipped_updates,
-    keep_to_the_plain_encoder_layer,
-    let_bf16_run_without_tpu,
-    let_fp16_run_without_gpu,
-    let_torchrun_work_without_gpu,
+    disable_fused_encoder_layer,
+    run_bf16_without_tpu,
+    run_fp16_without_gpu,
+    run_torchrun_without_gpu,
 )
 
-__all__ = ["allow_what_checkpoints_hold", "apply"]
+__all__ = ["FIXES", "SKIP_VARIABLE", "allow_checkpoint_classes", "apply_fixes"]
+
+SKIP_VARIABLE = "FAIRSEQ_SOFT_TOPK_SKIP"
+FIXES: dict[str, Callable[[], None]] = {
+    function.__name__.replace("_", "-"): function
+    for function in (
+        allow_checkpoint_classes,
+        load_checkpoints_safely,
+        broadcast_checkpoints,
+        copy_checkpoints_atomically,
+        keep_last_batch,
+        resume_with_same_batches,
+        run_bf16_without_tpu,
+        run_fp16_without_gpu,
+        run_torchrun_without_gpu,
+        count_skipped_updates,
+        disable_fused_encoder_layer,
+    )
+}
 
 
-def apply() -> None:
-    """Mend the imported fairseq; a second call changes nothing."""
-    allow_what_checkpoints_hold()
-    load_checkpoints_safely()
-    let_bf16_run_without_tpu()
-    let_torchrun_work_without_gpu()
-    let_fp16_run_without_gpu()
-    count_skipped_updates()
-    keep_to_the_plain_encoder_layer()
-    keep_the_last_batch()
-    copy_checkpoints_whole()
-    resume_with_the_same_batches()
-    let_processes_share_a_checkpoint()
+def apply_fixes() -> None:
+    """Fix the imported fairseq; a second call changes nothing.
+
+    Raises:
+        ValueError: FAIRSEQ_SOFT_TOPK_SKIP names an unknown fix.
+    """
+    skipped = {name.strip() for name in os.environ.get(SKIP_VARIABLE, "").split(",")}
+    unknown = skipped - FIXES.keys() - {""}
+    if unknown:
+        raise ValueError(
+            f"`{SKIP_VARIABLE}` must be a comma-separated list out of "
+            f"{', '.join(FIXES)}, but names `{'`, `'.join(sorted(unknown))}`."
+        )
+    for name, fix in FIXES.items():
+        if name not in skipped:
+            fix()

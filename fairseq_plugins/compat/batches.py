@@ -1,4 +1,4 @@
-"""Mends of which sentences share a batch, and of those that are in none."""
+"""Fixes of which sentences share a batch, and of sentences that are in none."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any, Callable
 
 import numpy
 
-from fairseq_plugins.compat.wrapping import wrap
+from fairseq_plugins.compat.patching import wrap
 
-__all__ = ["keep_the_last_batch", "resume_with_the_same_batches"]
+__all__ = ["keep_last_batch", "resume_with_same_batches"]
 
 
-def keep_the_last_batch() -> None:
-    """Give back the sentences that fairseq's batching leaves out without a word.
+def keep_last_batch() -> None:
+    """Keep the sentences that fairseq's batching drops silently.
 
-    fairseq drops the last batch when its size is no multiple of
+    fairseq drops the last batch if its size is not a multiple of
     ``--required-batch-size-multiple`` (8 by default). Sentences are sorted by length,
-    so the longest ones are missing: from training, and from what fairseq-generate
-    translates, which makes its BLEU that of another test set (fairseq issue 5036).
+    so the longest ones are missing, both from training and from the translations of
+    fairseq-generate, whose BLEU is then that of another test set (fairseq issue 5036).
     """
     from fairseq.data import data_utils
 
-    wrap(data_utils, "batch_by_size", _batches_with_the_last)
+    wrap(data_utils, "batch_by_size", _append_last_batch)
 
 
-def _batches_with_the_last(batch_by_size: Callable[..., Any]) -> Callable[..., Any]:
+def _append_last_batch(batch_by_size: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(batch_by_size)
     def batch_all(indices: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(indices, numpy.ndarray):
@@ -41,22 +41,21 @@ def _batches_with_the_last(batch_by_size: Callable[..., Any]) -> Callable[..., A
     return batch_all
 
 
-def resume_with_the_same_batches() -> None:
-    """Make the batches of a resumed training those of one that was not interrupted.
+def resume_with_same_batches() -> None:
+    """Give a resumed training the batches of an uninterrupted one.
 
-    fairseq makes batches once and keeps them for all epochs, but draws them by the
-    number of the epoch in which the process started: after a restart in a later one,
-    other sentences share a batch and the training is another. (0.12.2 draws them by the
-    seed alone, and is left as it is.)
+    fairseq makes batches once for all epochs, but seeds them with the number of the
+    epoch in which the process started. After a restart in a later epoch other sentences
+    share a batch. fairseq 0.12.2 uses the seed alone and is left as it is.
     """
     from fairseq.tasks.fairseq_task import FairseqTask
 
-    wrap(FairseqTask, "get_batch_iterator", _iterator_of_the_first_epoch, bound=True)
+    wrap(FairseqTask, "get_batch_iterator", _use_batches_of_first_epoch)
 
 
-def _iterator_of_the_first_epoch(get: Callable[..., Any]) -> Callable[..., Any]:
+def _use_batches_of_first_epoch(get: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(get)
-    # Drawing by the epoch came with this function in it.
+    # The function of this name came into fairseq together with the defect.
     if "make_batches" not in inspect.unwrap(get).__code__.co_varnames:
         return get
 
@@ -74,7 +73,7 @@ def _iterator_of_the_first_epoch(get: Callable[..., Any]) -> Callable[..., Any]:
         if not is_kept:
             return get(*args, **kwargs)
         seed = given["seed"]
-        # It draws by seed + epoch, at once; the order of batches is drawn later.
+        # Batches are made here, seeded with seed + epoch; their order is drawn later.
         given["seed"] = seed + 1 - given["epoch"]
         iterator = get(*call.args, **call.kwargs)
         iterator.seed = seed

@@ -1,4 +1,4 @@
-"""Mends of how checkpoints are loaded, copied and passed on."""
+"""Fixes of how fairseq loads, copies and broadcasts checkpoints."""
 
 from __future__ import annotations
 
@@ -13,95 +13,110 @@ from typing import Any, Callable, Iterator
 import numpy
 from torch import serialization
 
-from fairseq_plugins.compat.wrapping import wrap
+from fairseq_plugins.compat.patching import wrap
 
 __all__ = [
     "ForeignCheckpointError",
-    "allow_what_checkpoints_hold",
-    "copy_checkpoints_whole",
-    "let_processes_share_a_checkpoint",
+    "allow_checkpoint_classes",
+    "broadcast_checkpoints",
+    "copy_checkpoints_atomically",
     "load_checkpoints_safely",
 ]
 
 
 class ForeignCheckpointError(pickle.UnpicklingError):
-    """A checkpoint names a class that no fairseq checkpoint needs; nothing was run."""
+    """A checkpoint names a class that no fairseq checkpoint needs; it was not run."""
 
 
-def allow_what_checkpoints_hold() -> None:
-    """Tell torch's safe loader the few harmless classes in a fairseq checkpoint.
+def allow_checkpoint_classes() -> None:
+    """Allow the few harmless classes of fairseq checkpoints in torch's safe loader.
 
-    torch >= 2.6 loads with ``weights_only=True``; fairseq keeps its options in
-    ``argparse.Namespace`` and, with ``--eval-bleu``, its meters in numpy arrays, so
-    that resuming and generating fail (fairseq issues 5603 and 5610).
+    torch >= 2.6 loads with ``weights_only=True``. fairseq saves its options as an
+    ``argparse.Namespace`` and, with ``--eval-bleu``, its meters as numpy arrays, so
+    resuming and generating fail (fairseq issues 5603 and 5610).
     """
     multiarray = getattr(numpy, "_core", None) or numpy.core
-    harmless: list[Any] = [argparse.Namespace, numpy.ndarray, numpy.dtype]
-    harmless += [multiarray.multiarray._reconstruct, multiarray.multiarray.scalar]
+    classes: list[Any] = [argparse.Namespace, numpy.ndarray, numpy.dtype]
+    classes += [multiarray.multiarray._reconstruct, multiarray.multiarray.scalar]
     dtypes = getattr(numpy, "dtypes", None)  # numpy >= 1.25 has a class per dtype
-    for name in getattr(dtypes, "__all__", ()):
-        harmless.append(getattr(dtypes, name))
-    serialization.add_safe_globals(harmless)
+    classes += [getattr(dtypes, name) for name in getattr(dtypes, "__all__", ())]
+    serialization.add_safe_globals(classes)
 
 
 def load_checkpoints_safely() -> None:
-    """Load every fairseq checkpoint with torch's safe unpickler, whatever torch.
+    """Load every fairseq checkpoint with torch's safe loader.
 
-    torch < 2.6 would run code from a checkpoint, and so would fairseq's main branch,
-    which asks for ``weights_only=False``. The error names the class and the file.
+    torch < 2.6 runs code from a checkpoint, and so does fairseq's main branch, which
+    passes ``weights_only=False``. The error names the class and the file.
     """
     from fairseq import checkpoint_utils
 
-    wrap(checkpoint_utils, "load_checkpoint_to_cpu", _safe_loader)
+    wrap(checkpoint_utils, "load_checkpoint_to_cpu", _load_weights_only)
 
 
-def _safe_loader(load: Callable[..., Any]) -> Callable[..., Any]:
+def _load_weights_only(load: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(load)
     def load_safely(path: str, *args: Any, **kwargs: Any) -> Any:
         try:
-            with _only_weights():
+            # torch gives this variable precedence over the argument.
+            with _switched_on("TORCH_FORCE_WEIGHTS_ONLY_LOAD"):
                 return load(path, *args, **kwargs)
         except pickle.UnpicklingError as error:
-            raise ForeignCheckpointError(_why_refused(path, error)) from None
+            raise ForeignCheckpointError(_refusal(path, error)) from None
 
     return load_safely
 
 
 @contextlib.contextmanager
-def _only_weights() -> Iterator[None]:
-    """Force torch's safe loader: this variable beats the ``weights_only`` argument."""
-    with _set("TORCH_FORCE_WEIGHTS_ONLY_LOAD"):
-        yield
-
-
-@contextlib.contextmanager
-def _set(name: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = "1"
+def _switched_on(variable: str) -> Iterator[None]:
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
     try:
         yield
     finally:
         if before is None:
-            del os.environ[name]
+            del os.environ[variable]
         else:
-            os.environ[name] = before
+            os.environ[variable] = before
 
 
-def _why_refused(path: str, error: Exception) -> str:
+def _refusal(path: str, error: Exception) -> str:
     named = re.search(r"GLOBAL (\S+)", str(error))
-    what = f"names `{named[1]}`" if named else "is a pickle that torch did not write"
+    found = f"names `{named[1]}`" if named else "is a pickle that torch did not write"
     return (
-        f"checkpoint `{path}` must hold only tensors, numbers and options, but {what}. "
-        "It was not loaded and nothing in it was run. If you trust where it comes "
-        "from, allow the class with torch.serialization.add_safe_globals."
+        f"checkpoint `{path}` must hold only tensors, numbers and options, but {found}."
+        " It was not loaded and nothing in it was run. If you trust its source, allow "
+        "the class with torch.serialization.add_safe_globals."
     )
 
 
-def copy_checkpoints_whole() -> None:
-    """Give a copied checkpoint its name only when it is whole.
+def broadcast_checkpoints() -> None:
+    """Let the first process send the checkpoint that it has loaded to the others.
 
-    fairseq writes one checkpoint safely and copies it to its other names, such as
-    ``checkpoint_last.pt``, in place: killed in between it cannot be resumed.
+    With torch >= 2.6 the other processes refuse the options in it, so training by
+    several processes cannot be resumed. The bytes come from a process of the same
+    training, which has loaded the file safely.
+    """
+    from fairseq.distributed import utils
+
+    wrap(utils, "broadcast_object", _broadcast_trusted)
+
+
+def _broadcast_trusted(broadcast: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(broadcast)
+    def broadcast_object(*args: Any, **kwargs: Any) -> Any:
+        with _switched_on("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
+            return broadcast(*args, **kwargs)
+
+    return broadcast_object
+
+
+def copy_checkpoints_atomically() -> None:
+    """Rename a copied checkpoint to its final name when it is complete.
+
+    fairseq writes one checkpoint and copies it to its other names, such as
+    ``checkpoint_last.pt``, in place. A process that is killed meanwhile leaves a file
+    from which training cannot be resumed.
     """
     from fairseq.file_io import PathManager
 
@@ -110,7 +125,7 @@ def copy_checkpoints_whole() -> None:
 
 def _copy_then_rename(copy: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(copy)
-    def copy_whole(src_path: str, dst_path: str, overwrite: bool = False) -> Any:
+    def copy_atomically(src_path: str, dst_path: str, overwrite: bool = False) -> Any:
         from fairseq.file_io import PathManager
 
         if PathManager.path_requires_pathmanager(dst_path):
@@ -119,24 +134,4 @@ def _copy_then_rename(copy: Callable[..., Any]) -> Callable[..., Any]:
         os.replace(f"{dst_path}.tmp", dst_path)
         return done
 
-    return copy_whole
-
-
-def let_processes_share_a_checkpoint() -> None:
-    """Let the first process send the others the checkpoint that it has loaded safely.
-
-    torch >= 2.6 refuses the options in it, so that no training by several processes
-    could be resumed. What is read here comes from a process of the same training.
-    """
-    from fairseq.distributed import utils
-
-    wrap(utils, "broadcast_object", _trusting_broadcast)
-
-
-def _trusting_broadcast(broadcast: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(broadcast)
-    def broadcast_object(*args: Any, **kwargs: Any) -> Any:
-        with _set("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
-            return broadcast(*args, **kwargs)
-
-    return broadcast_object
+    return copy_atomically

@@ -1,9 +1,4 @@
-"""Mends of what fairseq takes for granted of the devices that it runs on.
-
-Mends of ``--fp16``: it runs without a GPU, and says how many updates it skipped.
-
-A mend of the Transformer's encoder in the last release of fairseq.
-"""
+"""Fixes of fairseq's assumptions on devices: TPU, GPU and half precision."""
 
 from __future__ import annotations
 
@@ -13,34 +8,34 @@ import copy
 import functools
 import os
 import sys
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Sequence
 from unittest import mock
 
 import torch
 
-from fairseq_plugins.compat.wrapping import wrap
+from fairseq_plugins.compat.patching import wrap
 
 __all__ = [
     "count_skipped_updates",
-    "keep_to_the_plain_encoder_layer",
-    "let_bf16_run_without_tpu",
-    "let_fp16_run_without_gpu",
-    "let_torchrun_work_without_gpu",
+    "disable_fused_encoder_layer",
+    "run_bf16_without_tpu",
+    "run_fp16_without_gpu",
+    "run_torchrun_without_gpu",
 ]
 
 
-def let_bf16_run_without_tpu() -> None:
+def run_bf16_without_tpu() -> None:
     """Keep ``--bf16`` from switching ``--tpu`` on.
 
-    fairseq takes bfloat16 for a sign of a TPU and dies without torch_xla
+    fairseq takes bfloat16 as a sign of a TPU and fails without torch_xla
     (``'NoneType' object has no attribute 'xla_device'``; fairseq issue 4696).
     """
     from fairseq import options
 
-    wrap(options, "parse_args_and_arch", _parser_without_tpu)
+    wrap(options, "parse_args_and_arch", _parse_without_tpu)
 
 
-def _parser_without_tpu(parse: Callable[..., Any]) -> Callable[..., Any]:
+def _parse_without_tpu(parse: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(parse)
     def parse_args(
         parser: argparse.ArgumentParser,
@@ -58,23 +53,23 @@ def _parser_without_tpu(parse: Callable[..., Any]) -> Callable[..., Any]:
     return parse_args
 
 
-def let_torchrun_work_without_gpu() -> None:
-    """Let ``torchrun`` start CPU processes, and believe its number of processes.
+def run_torchrun_without_gpu() -> None:
+    """Let ``torchrun`` start CPU processes, and use its number of processes.
 
-    fairseq divides by the number of GPUs to find a process' own, and tells torch that
-    the model is on one. And it looks at
-    torchrun's variables only when it has counted more than one GPU itself, so that
-    single-GPU (or CPU) processes would each train alone, without a word.
+    fairseq divides by the number of GPUs to find the rank of a process, and tells torch
+    that the model is on a GPU. It also reads torchrun's variables only if it counts
+    more than one GPU, so single-GPU (or CPU) processes each train a separate model
+    without a warning.
     """
     from fairseq.distributed import utils
     from fairseq.models import distributed_fairseq_model
 
-    wrap(utils, "_infer_torch_distributed_launch_init", _launch_init_on_cpu)
-    wrap(utils, "infer_init_method", _init_method_of_torchrun)
-    wrap(distributed_fairseq_model, "DistributedDataParallel", _parallel_on_cpu)
+    wrap(utils, "_infer_torch_distributed_launch_init", _infer_launch_on_cpu)
+    wrap(utils, "infer_init_method", _infer_torchrun_world_size)
+    wrap(distributed_fairseq_model, "DistributedDataParallel", _parallelize_on_cpu)
 
 
-def _launch_init_on_cpu(infer: Callable[[Any], None]) -> Callable[[Any], None]:
+def _infer_launch_on_cpu(infer: Callable[[Any], None]) -> Callable[[Any], None]:
     @functools.wraps(infer)
     def infer_launch(cfg: Any) -> None:
         if torch.cuda.device_count() > 0:
@@ -88,7 +83,7 @@ def _launch_init_on_cpu(infer: Callable[[Any], None]) -> Callable[[Any], None]:
     return infer_launch
 
 
-def _init_method_of_torchrun(infer: Callable[..., None]) -> Callable[..., None]:
+def _infer_torchrun_world_size(infer: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(infer)
     def infer_method(cfg: Any, *args: Any, **kwargs: Any) -> None:
         if "TORCHELASTIC_RUN_ID" in os.environ and cfg.distributed_world_size == 1:
@@ -98,7 +93,7 @@ def _init_method_of_torchrun(infer: Callable[..., None]) -> Callable[..., None]:
     return infer_method
 
 
-def _parallel_on_cpu(parallel: Callable[..., Any]) -> Callable[..., Any]:
+def _parallelize_on_cpu(parallel: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(parallel, updated=())
     def distributed(module: torch.nn.Module, **options: Any) -> Any:
         if next(module.parameters()).device.type == "cpu":
@@ -108,52 +103,20 @@ def _parallel_on_cpu(parallel: Callable[..., Any]) -> Callable[..., Any]:
     return distributed
 
 
-def count_skipped_updates() -> None:
-    """Log how many updates were skipped, because gradients overflowed, as `overflows`.
+def run_fp16_without_gpu() -> None:
+    """Keep ``--fp16`` from using a GPU when the model is not on one.
 
-    fairseq says each time that it ignores a gradient, but counts nothing, and with a
-    log interval of 100 nobody sees how often it did.
-    """
-    from fairseq.optim.dynamic_loss_scaler import DynamicLossScaler
-
-    wrap(DynamicLossScaler, "check_overflow", _counting_check, bound=True)
-
-
-def _counting_check(check: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(check)
-    def check_overflow(*args: Any, **kwargs: Any) -> Any:
-        try:
-            done = check(*args, **kwargs)
-        except OverflowError:
-            _log_overflows(1)
-            raise
-        _log_overflows(0)
-        return done
-
-    return check_overflow
-
-
-def _log_overflows(count: int) -> None:
-    from fairseq.logging import meters, metrics
-
-    # Beside the loss scale. A sum: of the log interval, and of the epoch.
-    metrics.log_custom(meters.SumMeter, "overflows", count, priority=710)
-
-
-def let_fp16_run_without_gpu() -> None:
-    """Keep ``--fp16`` from asking for a GPU when the model is not on one.
-
-    fairseq flattens the gradients on "the current GPU", and when it skips an update it
-    makes a number for the log there (``Torch not compiled with CUDA enabled``).
+    fairseq flattens the gradients on the current GPU, and when it skips an update it
+    creates a tensor for the log there (``Torch not compiled with CUDA enabled``).
     """
     from fairseq.optim.fp16_optimizer import FP16Optimizer
     from fairseq.trainer import Trainer
 
-    wrap(FP16Optimizer, "build_optimizer", _flat_on_gpu_only)
-    wrap(Trainer, "train_step", _step_on_its_own_device, bound=True)
+    wrap(FP16Optimizer, "build_optimizer", _flatten_on_gpu_only)
+    wrap(Trainer, "train_step", _train_on_cpu)
 
 
-def _flat_on_gpu_only(build: Callable[..., Any]) -> Callable[..., Any]:
+def _flatten_on_gpu_only(build: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(build)
     def build_optimizer(cfg: Any, params: list[Any], **kwargs: Any) -> Any:
         if not any(parameter.is_cuda for parameter in params):
@@ -164,33 +127,58 @@ def _flat_on_gpu_only(build: Callable[..., Any]) -> Callable[..., Any]:
     return build_optimizer
 
 
-def _step_on_its_own_device(step: Callable[..., Any]) -> Callable[..., Any]:
+def _train_on_cpu(step: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(step)
     def train_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with contextlib.nullcontext() if self.cuda else _tensors_stay():
+        stay: Any = mock.patch.object(
+            torch.Tensor, "cuda", lambda tensor, *_, **__: tensor
+        )
+        with contextlib.nullcontext() if self.cuda else stay:
             return step(self, *args, **kwargs)
 
     return train_step
 
 
-@contextlib.contextmanager
-def _tensors_stay() -> Iterator[None]:
-    with mock.patch.object(torch.Tensor, "cuda", lambda tensor, *_, **__: tensor):
-        yield
+def count_skipped_updates() -> None:
+    """Log as `overflows` how many updates were skipped because gradients overflowed.
+
+    fairseq writes a line for each skipped update but counts none.
+    """
+    from fairseq.optim.dynamic_loss_scaler import DynamicLossScaler
+
+    wrap(DynamicLossScaler, "check_overflow", _count_overflows)
 
 
-def keep_to_the_plain_encoder_layer() -> None:
-    """Keep fairseq 0.12.2 from torch's fused encoder layer.
+def _count_overflows(check: Callable[..., Any]) -> Callable[..., Any]:
+    from fairseq.logging import meters, metrics
 
-    When a Transformer translates, fairseq gives that layer a mask without the type that
-    torch 2 wants (``Mask Type should be defined``). Later fairseqs do not use it.
+    @functools.wraps(check)
+    def check_overflow(*args: Any, **kwargs: Any) -> Any:
+        count = 0
+        try:
+            return check(*args, **kwargs)
+        except OverflowError:
+            count = 1
+            raise
+        finally:
+            # Beside the loss scale; summed over the log interval and the epoch.
+            metrics.log_custom(meters.SumMeter, "overflows", count, priority=710)
+
+    return check_overflow
+
+
+def disable_fused_encoder_layer() -> None:
+    """Keep fairseq 0.12.2 from using torch's fused encoder layer.
+
+    In a translating Transformer fairseq calls that layer without the mask type that
+    torch 2 requires (``Mask Type should be defined``). Later versions do not use it.
     """
     from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 
-    wrap(TransformerEncoderLayerBase, "__init__", _without_fused_layer, bound=True)
+    wrap(TransformerEncoderLayerBase, "__init__", _build_without_fused_layer)
 
 
-def _without_fused_layer(build: Callable[..., None]) -> Callable[..., None]:
+def _build_without_fused_layer(build: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(build)
     def build_plain(layer: Any, *args: Any, **kwargs: Any) -> None:
         build(layer, *args, **kwargs)

@@ -56,7 +56,7 @@ print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda,
                   "architectures": torch.cuda.get_arch_list()}))
 """
 _FAIRSEQ_PROBE = """
-import json, fairseq, fairseq_plugins
+import json, fairseq_plugins
 from fairseq.criterions import CRITERION_REGISTRY
 fairseq_plugins.register()
 print(json.dumps({"registered": "soft_beam_search" in CRITERION_REGISTRY}))

@@ -58,7 +58,7 @@ def _read(path: Path) -> State:
     """Open a checkpoint by the safe loader; tensors stay on disk until used."""
     if not path.is_file():
         raise UserError(f"checkpoint `{path}` does not exist.")
-    compat.allow_what_checkpoints_hold()
+    compat.allow_checkpoint_classes()
     try:
         state = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)

@@ -1,0 +1,1 @@
+"""Not tasks: fairseq imports this folder only when it loads ``--user-dir``."""
