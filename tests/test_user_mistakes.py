@@ -14,7 +14,7 @@ import yaml
 
 from fairseq_plugins.corpus.manifest import PreparedCorpus
 from fairseq_plugins.corpus.recipe import Recipe, load_recipe
-from fairseq_plugins.corpus.stages import claimed
+from fairseq_plugins.corpus.stages import lock_output_dir
 from fairseq_plugins.evaluation.compare import compare_runs
 from fairseq_plugins.evaluation.evaluate import evaluate_run
 from fairseq_plugins.evaluation.metrics import score
@@ -187,7 +187,7 @@ def cleaning(**change: Any) -> Callable[[], Any]:
 def out(path: str) -> Callable[[], Any]:
     def claim() -> None:
         Path("file").write_text("mine")
-        with claimed(Path(path)):
+        with lock_output_dir(Path(path)):
             pass
 
     return claim

@@ -1,1 +1,1 @@
-"""From raw parallel text to what ``fairseq-train`` reads."""
+"""From raw parallel text to the folder that ``fairseq-train`` reads."""

@@ -1,19 +1,17 @@
-"""Split text into pieces with all cores; keep numbers instead of text.
+"""Make the files that ``fairseq-train`` reads, byte by byte as fairseq-preprocess does.
 
-A text becomes three files: ``.ids``, the numbers of all its pieces, one after the other
-(int32); ``.lengths``, the number of pieces of each line (int32); and ``.pieces``, JSON:
-what the numbers stand for, and how often each piece occurs.
+:func:`encode` splits a text into pieces with all cores. It writes three files:
+``.ids``, the numbers of all its pieces, one after the other (int32); ``.lengths``, the
+number of pieces of each line (int32); and ``.pieces``, JSON with the text of each
+number and its frequency.
 
-Make the files that ``fairseq-train`` reads, byte by byte as fairseq-preprocess does.
-
-Format: ``fairseq.data.indexed_dataset.MMapIndexedDataset`` and ``fairseq.data.
-Dictionary``. A test compares both with fairseq's own.
+:func:`binarize` writes fairseq's formats from them: ``fairseq.data.indexed_dataset.
+MMapIndexedDataset`` and ``fairseq.data.Dictionary``. Tests compare both with fairseq's
+own output.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
 import os
 import shutil
@@ -21,124 +19,33 @@ import struct
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Mapping, NamedTuple, Sequence
+from typing import Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
+from fairseq_plugins.corpus.blocks import Block, map_in_order, split_into_blocks
 from fairseq_plugins.corpus.subwords import EncodedBlock, PieceEncoder
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import read_json, write_atomically
-from fairseq_plugins.utils.progress import Progress
-from fairseq_plugins.utils.workers import Block, blocks_of, in_order, read_block
+from fairseq_plugins.utils.progress import progress_bar
 
 __all__ = [
     "ENDINGS",
-    "BinarisedText",
     "Dictionary",
     "EncodedText",
-    "binarise",
+    "TokenCounts",
+    "binarize",
     "binary_names",
+    "count_tokens",
     "encode",
-    "inspect",
     "write_binary",
 ]
 
 ENDINGS = (".ids", ".lengths", ".pieces")
-
-
-def encode(encoder: PieceEncoder, text: Path, prefix: Path, *, workers: int) -> int:
-    """Write ``prefix.ids``, ``prefix.lengths`` and ``prefix.pieces``.
-
-    Args:
-        encoder: what to split with.
-        text: plain text, every line with its end.
-
-    Returns:
-        the number of pieces.
-    """
-    encoder.load()
-    pieces = {piece: number for number, piece in enumerate(encoder.pieces())}
-    known = len(pieces)
-    counts: np.ndarray = np.zeros(known, np.int64)
-    with write_atomically(_part(prefix, 0), "wb") as ids_out, write_atomically(
-        _part(prefix, 1), "wb"
-    ) as lengths_out:
-        progress = Progress("lines")
-        make = functools.partial(_BlockEncoder, encoder)
-        for block in in_order(make, blocks_of(text), workers=workers):
-            progress.add(len(block.lengths))
-            ids = block.ids
-            if block.extra:
-                extra = [pieces.setdefault(piece, len(pieces)) for piece in block.extra]
-                ids = np.array([*range(known), *extra], np.int32)[ids]
-            counts = np.pad(counts, (0, len(pieces) - len(counts)))
-            counts += np.bincount(ids, minlength=len(pieces))
-            ids_out.write(ids.tobytes())
-            lengths_out.write(block.lengths.tobytes())
-    with write_atomically(_part(prefix, 2)) as stream:
-        json.dump({"pieces": list(pieces), "counts": counts.tolist()}, stream)
-    return int(counts.sum())
-
-
-def _part(prefix: Path, number: int) -> Path:
-    return prefix.with_name(prefix.name + ENDINGS[number])
-
-
-class _BlockEncoder:
-    """What a worker process does with a block of lines."""
-
-    def __init__(self, encoder: PieceEncoder) -> None:
-        self._encoder = encoder
-        encoder.load()
-
-    def __call__(self, block: Block) -> EncodedBlock:
-        return self._encoder.encode(read_block(block).decode().split("\n")[:-1])
-
-
-@dataclass(frozen=True)
-class EncodedText:
-    """What :func:`encode` wrote, read again piecemeal.
-
-    Attributes:
-        pieces: what each number stands for.
-        counts: how often each occurs.
-    """
-
-    prefix: Path
-    pieces: list[str]
-    counts: list[int]
-
-    @classmethod
-    def open(cls, prefix: Path) -> EncodedText:
-        content = read_json(_part(prefix, 2))
-        return cls(prefix, content["pieces"], content["counts"])
-
-    def counter(self) -> Counter[str]:
-        """Return the pieces that occur, with their numbers."""
-        return Counter(
-            {piece: count for piece, count in zip(self.pieces, self.counts) if count}
-        )
-
-    def chunks(self, *, sentences: int) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-        """Yield ids and lengths of ``sentences`` sentences at a time.
-
-        Raises:
-            UserError: the two files do not belong together.
-        """
-        with open(_part(self.prefix, 0), "rb") as ids_in, open(
-            _part(self.prefix, 1), "rb"
-        ) as lengths_in:
-            while content := lengths_in.read(4 * sentences):
-                lengths = np.frombuffer(content, np.int32)
-                size = 4 * int(lengths.sum(dtype=np.int64))
-                ids = np.frombuffer(ids_in.read(size), np.int32)
-                if 4 * ids.size != size:
-                    raise UserError(f"`{ids_in.name}` is shorter than its lengths say.")
-                yield ids, lengths
-
-
+_SENTENCES_AT_ONCE = 20_000
+_BYTES_AT_ONCE = 1 << 22
 # fairseq.data.indexed_dataset.MMapIndexedDataset.Index: magic, version, element type
-# and number of sentences; an int32 length for each and then an int64 place follow.
+# and number of sentences, followed by an int32 length and an int64 offset for each.
 _HEADER = struct.Struct("<9sQBQ")
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
@@ -147,21 +54,101 @@ _ELEMENT_TYPES: dict[int, np.dtype] = {
     8: np.dtype("uint16"),
     9: np.dtype("uint32"),
 }
-# fairseq's own limit of a dictionary for two bytes a token.
-_MOST_IN_UINT16 = 65_500
+_MOST_IN_UINT16 = 65_500  # fairseq's limit of a dictionary for two bytes per token
 _SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 _END_ID, _UNKNOWN_ID = 2, 3
-_MULTIPLE = 8  # fairseq pads its dictionaries to this
-_SENTENCES_AT_ONCE = 20_000
-_AT_ONCE = 1 << 22
+_MULTIPLE = 8  # fairseq pads its dictionaries to a multiple of this
 
 
-class BinarisedText(NamedTuple):
-    """What a ``.bin`` file holds; every sentence ends with an end mark."""
+def encode(
+    make_encoder: Callable[[], PieceEncoder], text: Path, prefix: Path, *, workers: int
+) -> int:
+    """Write ``prefix.ids``, ``prefix.lengths`` and ``prefix.pieces``.
 
-    sentences: int
-    tokens: int
-    unknown: int
+    Args:
+        make_encoder: called here and in each worker process.
+        text: plain text whose every line has its end.
+
+    Returns:
+        the number of pieces.
+    """
+
+    def make_function() -> Callable[[Block], EncodedBlock]:
+        encoder = make_encoder()
+        return lambda block: encoder.encode(block.read_lines())
+
+    pieces = {piece: number for number, piece in enumerate(make_encoder().pieces())}
+    known = len(pieces)
+    counts: np.ndarray = np.zeros(known, np.int64)
+    ids_path, lengths_path, pieces_path = _encoded_files(prefix)
+    with write_atomically(ids_path, "wb") as ids_out, write_atomically(
+        lengths_path, "wb"
+    ) as lengths_out, progress_bar("lines") as bar:
+        blocks = split_into_blocks(text)
+        for block in map_in_order(make_function, blocks, workers=workers):
+            ids = block.ids
+            if block.extra:
+                extra = [pieces.setdefault(piece, len(pieces)) for piece in block.extra]
+                ids = np.array([*range(known), *extra], np.int32)[ids]
+            counts = np.pad(counts, (0, len(pieces) - len(counts)))
+            counts += np.bincount(ids, minlength=len(pieces))
+            ids_out.write(ids.tobytes())
+            lengths_out.write(block.lengths.tobytes())
+            bar.update(len(block.lengths))
+    with write_atomically(pieces_path) as stream:
+        json.dump({"pieces": list(pieces), "counts": counts.tolist()}, stream)
+    return int(counts.sum())
+
+
+def _encoded_files(prefix: Path) -> list[Path]:
+    return [prefix.with_name(prefix.name + ending) for ending in ENDINGS]
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """The output of :func:`encode`, read again in chunks.
+
+    Attributes:
+        pieces: the text of each number.
+        counts: the frequency of each number.
+    """
+
+    ids_path: Path
+    lengths_path: Path
+    pieces: list[str]
+    counts: list[int]
+
+    @classmethod
+    def open(cls, prefix: Path) -> EncodedText:
+        ids_path, lengths_path, pieces_path = _encoded_files(prefix)
+        content = read_json(pieces_path)
+        return cls(ids_path, lengths_path, content["pieces"], content["counts"])
+
+    def frequencies(self) -> Counter[str]:
+        """Return the frequencies of the pieces that occur."""
+        return Counter(
+            {piece: count for piece, count in zip(self.pieces, self.counts) if count}
+        )
+
+    def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield ids and lengths of some thousand sentences at a time.
+
+        Raises:
+            UserError: the two files do not belong together.
+        """
+        with open(self.ids_path, "rb") as ids_in:
+            for lengths in _read_lengths(self.lengths_path):
+                size = 4 * int(lengths.sum(dtype=np.int64))
+                ids = np.frombuffer(ids_in.read(size), np.int32)
+                if 4 * ids.size != size:
+                    raise UserError(f"`{ids_in.name}` is shorter than its lengths say.")
+                yield ids, lengths
+
+
+def _read_lengths(path: Path) -> Iterator[np.ndarray]:
+    with open(path, "rb") as stream:
+        while content := stream.read(4 * _SENTENCES_AT_ONCE):
+            yield np.frombuffer(content, np.int32)
 
 
 class Dictionary:
@@ -169,10 +156,8 @@ class Dictionary:
 
     def __init__(self, words: Sequence[tuple[str, int]]) -> None:
         self.words = list(words)
-        self._ids = {
-            word: number
-            for number, word in enumerate([*_SPECIALS, *(word for word, _ in words)])
-        }
+        symbols = [*_SPECIALS, *(word for word, _ in words)]
+        self._ids = {symbol: number for number, symbol in enumerate(symbols)}
 
     @classmethod
     def build(cls, counts: Counter[str]) -> Dictionary:
@@ -187,7 +172,7 @@ class Dictionary:
         """Read fairseq's ``dict.LANGUAGE.txt``.
 
         Raises:
-            UserError: names the line that is no word with its count.
+            UserError: a line is not a word with its count.
         """
         words = []
         with open(path, encoding="utf-8") as stream:
@@ -205,12 +190,12 @@ class Dictionary:
         return len(_SPECIALS) + len(self.words)
 
     def save(self, path: Path) -> None:
-        """Write it as fairseq does."""
+        """Write the file as fairseq does."""
         with write_atomically(path) as stream:
             stream.writelines(f"{word} {count}\n" for word, count in self.words)
 
     def ids(self, words: Sequence[str]) -> np.ndarray:
-        """Return the number of each word, or that of the unknown one."""
+        """Return the number of each word, or that of the unknown word."""
         get = self._ids.get
         return np.array([get(word, _UNKNOWN_ID) for word in words], np.int64)
 
@@ -229,7 +214,7 @@ def binary_names(
     ]
 
 
-def binarise(
+def binarize(
     encoded: Path,
     destination: Path,
     *,
@@ -237,19 +222,19 @@ def binarise(
     source_lang: str,
     target_lang: str,
 ) -> dict[str, dict[str, int]]:
-    """Do what ``fairseq-preprocess --joined-dictionary`` does.
+    """Do the work of ``fairseq-preprocess --joined-dictionary``.
 
     Args:
         encoded: folder with the encoded ``SUBSET.LANGUAGE``.
-        destination: gets its name when everything in it is there and checked, and
-            replaces what was there before.
-        pairs: how many there are in each subset; ``train`` makes the dictionary.
+        destination: gets its name when everything in it is complete and verified, and
+            replaces an earlier folder.
+        pairs: the number of pairs of each subset; ``train`` makes the dictionary.
 
     Returns:
-        for each ``SUBSET.LANGUAGE`` the fields of :class:`BinarisedText`.
+        for each ``SUBSET.LANGUAGE`` the fields of :class:`TokenCounts`.
 
     Raises:
-        UserError: the encoded text is not whole.
+        UserError: the encoded text is not complete.
     """
     languages = (source_lang, target_lang)
     texts = {
@@ -257,10 +242,10 @@ def binarise(
         for subset in pairs
         for language in languages
     }
-    counts: Counter[str] = Counter()
+    frequencies: Counter[str] = Counter()
     for language in languages:
-        counts.update(texts["train", language].counter())
-    dictionary = Dictionary.build(counts)
+        frequencies.update(texts["train", language].frequencies())
+    dictionary = Dictionary.build(frequencies)
     partial = destination.with_name(f".{destination.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -271,7 +256,13 @@ def binarise(
         for (subset, language), text in texts.items():
             prefix = partial / f"{subset}.{source_lang}-{target_lang}.{language}"
             write_binary(text, prefix, dictionary)
-            report[f"{subset}.{language}"] = _counts(prefix, pairs=pairs[subset])
+            counts = count_tokens(prefix)
+            if counts.sentences != pairs[subset]:
+                raise UserError(
+                    f"{counts.sentences:,} sentences of {pairs[subset]:,} were written "
+                    f"to {prefix.name}."
+                )
+            report[f"{subset}.{language}"] = counts._asdict()
         shutil.rmtree(destination, ignore_errors=True)
         os.replace(partial, destination)
     finally:
@@ -280,49 +271,37 @@ def binarise(
 
 
 def write_binary(text: EncodedText, prefix: Path, dictionary: Dictionary) -> None:
-    """Write ``prefix.bin`` and ``prefix.idx``."""
+    """Write ``prefix.bin`` and ``prefix.idx``; each sentence gets an end mark."""
     code = 8 if len(dictionary) < _MOST_IN_UINT16 else 9
     element = _ELEMENT_TYPES[code]
     numbers = dictionary.ids(text.pieces).astype(element)
-    lengths_path = prefix.with_name(f".{prefix.name}.lengths.partial")
-    with contextlib.ExitStack() as stack:
-        stack.callback(lengths_path.unlink, missing_ok=True)
-        binary = stack.enter_context(write_atomically(Path(f"{prefix}.bin"), "wb"))
-        lengths_file = stack.enter_context(open(lengths_path, "w+b"))
-        for ids, lengths in text.chunks(sentences=_SENTENCES_AT_ONCE):
+    with write_atomically(Path(f"{prefix}.bin"), "wb") as binary:
+        for ids, lengths in text.chunks():
             ends = np.cumsum(lengths, dtype=np.int64)
             binary.write(np.insert(numbers[ids], ends, _END_ID).tobytes())
-            lengths_file.write((lengths + 1).astype(np.int32).tobytes())
-        lengths_file.flush()
-        _write_index(Path(f"{prefix}.idx"), lengths_path, code)
+    sentences = text.lengths_path.stat().st_size // 4
+    with write_atomically(Path(f"{prefix}.idx"), "wb") as index:
+        index.write(_HEADER.pack(_MAGIC, _VERSION, code, sentences))
+        for lengths in _read_lengths(text.lengths_path):
+            index.write((lengths + 1).astype(np.int32).tobytes())
+        start = 0
+        for lengths in _read_lengths(text.lengths_path):
+            sizes = (lengths.astype(np.int64) + 1) * element.itemsize
+            ends = start + np.cumsum(sizes)
+            index.write((ends - sizes).tobytes())
+            start = int(ends[-1])
 
 
-def _write_index(index: Path, lengths_path: Path, code: int) -> None:
-    sentences = lengths_path.stat().st_size // 4
-    with write_atomically(index, "wb") as stream, open(lengths_path, "rb") as lengths:
-        stream.write(_HEADER.pack(_MAGIC, _VERSION, code, sentences))
-        shutil.copyfileobj(lengths, stream, _AT_ONCE)
-        lengths.seek(0)
-        place = 0
-        while content := lengths.read(_AT_ONCE):
-            sizes = np.frombuffer(content, np.int32).astype(np.int64)
-            sizes *= _ELEMENT_TYPES[code].itemsize
-            ends = place + np.cumsum(sizes)
-            stream.write((ends - sizes).tobytes())
-            place = int(ends[-1])
+class TokenCounts(NamedTuple):
+    """The content of a ``.bin`` file; end marks are tokens."""
+
+    sentences: int
+    tokens: int
+    unknown: int
 
 
-def _counts(prefix: Path, *, pairs: int) -> dict[str, int]:
-    text = inspect(prefix)
-    if text.sentences != pairs:
-        raise UserError(
-            f"{text.sentences:,} sentences of {pairs:,} were written to {prefix.name}."
-        )
-    return text._asdict()
-
-
-def inspect(prefix: Path) -> BinarisedText:
-    """Count what stands in ``prefix.bin``, by ``prefix.idx``.
+def count_tokens(prefix: Path) -> TokenCounts:
+    """Count the tokens of ``prefix.bin`` and verify that ``prefix.idx`` belongs to it.
 
     Args:
         prefix: such as ``bin/train.de-en.de``.
@@ -345,10 +324,10 @@ def inspect(prefix: Path) -> BinarisedText:
         lengths = np.memmap(index, np.int32, "r", _HEADER.size, (sentences,))
         tokens = int(lengths.sum(dtype=np.int64))
     if binary.stat().st_size != tokens * element.itemsize:
-        raise UserError(f"`{binary}` has not the size that `{index}` says.")
+        raise UserError(f"`{binary}` does not have the size that `{index}` states.")
     unknown = 0
     with open(binary, "rb") as stream:
-        while content := stream.read(_AT_ONCE):
+        while content := stream.read(_BYTES_AT_ONCE):
             ids = np.frombuffer(content, element)
             unknown += int(np.count_nonzero(ids == _UNKNOWN_ID))
-    return BinarisedText(sentences, tokens, unknown)
+    return TokenCounts(sentences, tokens, unknown)

@@ -1,8 +1,9 @@
-"""Find repeated pairs by their digests, with memory that does not grow with them.
+"""Decide which training pairs are kept: rules for one pair, and repeated pairs.
 
-What becomes of a training pair: normalised, kept, or dropped and by which rule.
-
-Join aligned texts into a subset: training text cleaned, the others as they are.
+:class:`PairFilter` applies the rules of a recipe's ``cleaning`` to one pair, in the
+order in which they stand there. :func:`find_first` finds repeated pairs.
+:func:`clean_training_text` applies both to joined text, and counts. Valid and test text
+is only joined.
 """
 
 from __future__ import annotations
@@ -15,205 +16,128 @@ import itertools
 import re
 import unicodedata
 from pathlib import Path
-from typing import IO, Callable, Iterator, Mapping, NamedTuple, Sequence
+from typing import IO, Callable, NamedTuple, Sequence
 
 import numpy as np
 
+from fairseq_plugins.corpus.blocks import Block, map_in_order, split_into_blocks
 from fairseq_plugins.corpus.recipe import Cleaning
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import write_atomically
-from fairseq_plugins.utils.progress import Progress
-from fairseq_plugins.utils.workers import Block, blocks_of, in_order, read_block
+from fairseq_plugins.utils.progress import progress_bar
 
 __all__ = [
-    "DIGEST_BYTES",
     "PairFilter",
     "PlainPart",
     "clean_training_text",
-    "digest_of_pair",
+    "find_first",
+    "hash_pair",
     "has_text",
     "join_whole_text",
-    "mark_first",
-    "normalised",
+    "normalize_line",
 ]
 
-# 128 bits: among 10^8 pairs the odds that two different ones collide are 10^-23.
-DIGEST_BYTES = 16
-_DIGEST = np.dtype([("high", "<u8"), ("low", "<u8")])
-# Digests that are sorted at once: 24 bytes each with their places, and a few copies.
-_AT_ONCE = 1 << 20
-
-
-def digest_of_pair(source: str, target: str) -> bytes:
-    """Return a digest of both sides, which hold no line feed."""
-    text = f"{source}\n{target}".encode()
-    return hashlib.blake2b(text, digest_size=DIGEST_BYTES).digest()
-
-
-def mark_first(digests: Path, marks: Path, *, at_once: int = _AT_ONCE) -> int:
-    """Write one byte for each digest: 1 where it stands for the first time.
-
-    The digests are scanned once for each share of about ``at_once`` of them; a share
-    has those whose value falls into its class, so that equal ones are in one share.
-
-    Args:
-        digests: file of digests, :data:`DIGEST_BYTES` each.
-        marks: file to write.
-
-    Returns:
-        the number of repeated ones.
-    """
-    total = digests.stat().st_size // DIGEST_BYTES
-    shares = max(1, -(-total // at_once))
-    with open(marks, "wb") as stream:
-        stream.truncate(total)
-    if not total:
-        return 0
-    all_digests = np.memmap(digests, _DIGEST, mode="r", shape=(total,))
-    first = np.memmap(marks, np.uint8, mode="r+", shape=(total,))
-    repeated = 0
-    for share in range(shares):
-        values, places = _share(all_digests, share, shares, at_once)
-        # Stable, so that of equal digests the earliest comes first.
-        order = np.lexsort((values["low"], values["high"]))
-        ordered = values[order]
-        is_first = np.ones(len(ordered), np.uint8)
-        is_first[1:] = ordered[1:] != ordered[:-1]
-        first[places[order]] = is_first
-        repeated += len(ordered) - int(is_first.sum())
-    first.flush()
-    return repeated
-
-
-def _share(
-    digests: np.ndarray, share: int, shares: int, at_once: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the digests of a share, in their order, and their places."""
-    values, places = [], []
-    for start in range(0, len(digests), at_once):
-        chunk = np.array(digests[start : start + at_once])
-        chosen = np.flatnonzero(chunk["high"] % np.uint64(shares) == share)
-        values.append(chunk[chosen])
-        places.append(chosen + start)
-    return np.concatenate(values), np.concatenate(places)
-
-
-# Printable, but nothing to SentencePiece: its own word mark and the replacement
+# Printable, but dropped by SentencePiece: its own word mark and the replacement
 # character of damaged text.
 _DROPPED = "\u2581\ufffd"
-# Control and format characters (Cc, Cf): white space among them becomes a space, the
-# others vanish, but for the joiners that some scripts spell with.
-_JOINERS = "\u200c\u200d"
 _SPACES = "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f\x85\u2028\u2029"
+_JOINERS = "\u200c\u200d"  # format characters that some scripts need
+_NO_LETTERS = re.compile(r"[\W\d_]+")
+# 128 bits: among 10^8 pairs, the odds that two different ones collide are 10^-23.
+_DIGEST = np.dtype([("high", "<u8"), ("low", "<u8")])
+_DIGESTS_AT_ONCE = 1 << 20  # sorted at once: 24 bytes each, and a few copies
+_LINES_AT_ONCE = 1 << 14
 
 
 def has_text(line: str) -> bool:
-    """Tell whether SentencePiece would leave anything of a line."""
+    """Tell whether SentencePiece would keep anything of a line."""
     return any(
         char.isprintable() and not char.isspace() and char not in _DROPPED
         for char in line
     )
 
 
-def _removals() -> Mapping[int, str | None]:
-    table: dict[int, str | None] = {}
-    for code in range(0x110000):
-        if unicodedata.category(chr(code)) in ("Cc", "Cf"):
-            table[code] = None
-    table.update({ord(char): " " for char in _SPACES})
-    for char in _JOINERS:
-        del table[ord(char)]
-    return table
-
-
-_REMOVED = _removals()
-_UNCLEAN = re.compile("[" + re.escape("".join(map(chr, _REMOVED))) + "]")
-_NO_LETTERS = re.compile(r"[\W\d_]+")
-
-
-def normalised(line: str) -> str:
+def normalize_line(line: str) -> str:
     """Return a line in NFC, without control characters, with single spaces.
 
     No-break spaces stay: French puts them before its punctuation, and SentencePiece
-    has its own opinion about them.
+    treats them itself.
     """
     if not line.isascii():
         line = unicodedata.normalize("NFC", line)
-    if not line.isprintable() and _UNCLEAN.search(line):
-        line = line.translate(_REMOVED)
+    if not line.isprintable():
+        line = "".join(map(_replace_control, line))
     if "  " in line or line[:1] == " " or line[-1:] == " ":
         line = " ".join(word for word in line.split(" ") if word)
     return line
 
 
+@functools.cache
+def _replace_control(char: str) -> str:
+    if char in _SPACES:
+        return " "
+    is_control = unicodedata.category(char) in ("Cc", "Cf") and char not in _JOINERS
+    return "" if is_control else char
+
+
 class PairFilter:
-    """The rules of a :class:`Cleaning`, each of which names the count that it adds to.
+    """The rules of a :class:`Cleaning`; each has its own count of dropped pairs.
 
     Attributes:
-        names: of the counts of dropped pairs, in the order of the rules.
+        names: the names of these counts, in the order of the rules.
     """
 
     def __init__(self, cleaning: Cleaning) -> None:
-        self._rules: list[tuple[str, Callable[[str, str], bool]]] = []
-        self._normalise = cleaning.normalise
-        most, ratio = cleaning.max_words, cleaning.max_ratio
-        length, letters = cleaning.max_word_length, cleaning.min_letters
-        self._add("empty", lambda source, target: not (
-            has_text(source) and has_text(target)))  # fmt: skip
-        self._add("too_long", lambda source, target: _words(source, target)[1] > most)
+        self._normalize = cleaning.normalise
+        ratio, letters = cleaning.max_ratio, cleaning.min_letters
+        rules: dict[str, Callable[[str, str], bool]] = {
+            "empty": lambda *pair: not all(map(has_text, pair)),
+            "too_long": lambda *pair: max(_count_words(pair)) > cleaning.max_words,
+        }
         if ratio is not None:
-            self._add("ratio", lambda source, target: _is_lopsided(
-                *_words(source, target), ratio))  # fmt: skip
-        if length is not None:
-            word = re.compile(r"\S{%d}" % (length + 1))
-            self._add("long_word", lambda source, target: bool(
-                word.search(source) or word.search(target)))  # fmt: skip
+            rules["ratio"] = lambda *pair: _is_lopsided(_count_words(pair), ratio)
+        if cleaning.max_word_length is not None:
+            long_word = re.compile(r"\S{%d}" % (cleaning.max_word_length + 1))
+            rules["long_word"] = lambda *pair: any(map(long_word.search, pair))
         if letters is not None:
-            self._add("few_letters", lambda source, target: (
-                _lacks_letters(source, letters) or _lacks_letters(target, letters)
-            ))  # fmt: skip
+            rules["few_letters"] = lambda *pair: any(
+                _lacks_letters(line, letters) for line in pair
+            )
         if cleaning.drop_copies:
-            self._add("copy", lambda source, target: source == target)
-        self.names = [name for name, _ in self._rules]
-
-    def _add(self, name: str, rule: Callable[[str, str], bool]) -> None:
-        self._rules.append((f"dropped_{name}", rule))
+            rules["copy"] = lambda source, target: source == target
+        self._rules = {f"dropped_{name}": rule for name, rule in rules.items()}
+        self.names = list(self._rules)
 
     def __call__(self, source: str, target: str) -> tuple[str, str] | str:
-        """Return the pair, perhaps normalised, or the name of what drops it."""
-        if self._normalise:
-            source, target = normalised(source), normalised(target)
-        for name, breaks in self._rules:
-            if breaks(source, target):
+        """Return the pair, normalized if asked for, or the name of the broken rule."""
+        if self._normalize:
+            source, target = normalize_line(source), normalize_line(target)
+        for name, is_broken in self._rules.items():
+            if is_broken(source, target):
                 return name
         return source, target
 
 
-def _words(source: str, target: str) -> tuple[int, int]:
-    """Return the smaller and the larger number of words."""
-    counts = len(source.split()), len(target.split())
-    return min(counts), max(counts)
+def _count_words(pair: tuple[str, ...]) -> list[int]:
+    return [len(line.split()) for line in pair]
 
 
-def _is_lopsided(fewest: int, most: int, ratio: float) -> bool:
-    # Plus one, so that "Oui." may be two or three words elsewhere.
-    return most + 1 > ratio * (fewest + 1)
+def _is_lopsided(counts: list[int], ratio: float) -> bool:
+    # Plus one, so that "Oui." may be two or three words in another language.
+    return max(counts) + 1 > ratio * (min(counts) + 1)
 
 
 def _lacks_letters(line: str, least: float) -> bool:
-    """Tell whether letters and marks are a smaller share of what is not space."""
+    """Tell whether the fraction of letters and marks is too small, without spaces."""
     if len(_NO_LETTERS.sub("", line)) >= least * (len(line) - line.count(" ")):
         return False
-    # Some scripts spell with marks that are no letters to a regular expression.
+    # Some scripts write vowels as marks, which regular expressions do not call letters.
     kinds = [unicodedata.category(char)[0] for char in line if not char.isspace()]
     return kinds.count("L") + kinds.count("M") < least * len(kinds)
 
 
-_BUFFER = 1 << 20
-
-
 class PlainPart(NamedTuple):
-    """A part as plain text, and the names of its sides for people."""
+    """A part as plain text, and the names of its sides for messages."""
 
     source: Path
     target: Path
@@ -239,7 +163,7 @@ def join_whole_text(
                         if not has_text(line.decode()):
                             raise UserError(
                                 f"`{name}` is empty in line {number}. Only training "
-                                "pairs may be dropped; valid and test must be whole."
+                                "pairs may be dropped; valid and test must be complete."
                             )
                     source_out.write(lines[0])
                     target_out.write(lines[1])
@@ -258,63 +182,54 @@ def clean_training_text(
     """Join training text, without the pairs that break a rule.
 
     Returns:
-        counts of pairs: those ``read``, those dropped by each rule, with
-        ``normalise`` the ``changed`` lines, and the ``pairs`` that were written.
+        numbers of pairs: those ``read``, those dropped by each rule, with ``normalise``
+        those ``changed`` by it, and the ``pairs`` that were written.
 
     Raises:
         UserError: no pair is left.
     """
-    rules = PairFilter(cleaning)
-    counts = collections.Counter({name: 0 for name in ("read", *rules.names)})
+    names = PairFilter(cleaning).names
+    counts = collections.Counter({name: 0 for name in ("read", *names)})
     tasks = [
         task
         for part in parts
-        for task in zip(blocks_of(part.source), blocks_of(part.target))
+        for task in zip(split_into_blocks(part.source), split_into_blocks(part.target))
     ]
     digests = source.with_name(f".{source.name}.digests.partial")
-    with contextlib.ExitStack() as stack:
-        outs = [_output(stack, path) for path in (source, target)]
+    with write_atomically(source, "w+b") as source_out, write_atomically(
+        target, "w+b"
+    ) as target_out, contextlib.ExitStack() as stack:
         stack.callback(digests.unlink, missing_ok=True)
-        with open(digests, "wb") as digests_out:
-            progress = Progress("pairs")
-            make = functools.partial(_BlockCleaner, cleaning)
-            for block in in_order(make, tasks, workers=workers):
-                counts.update(block.counts)
-                progress.add(block.counts["read"])
-                outs[0].write(block.source)
-                outs[1].write(block.target)
-                digests_out.write(block.digests)
-        counts["pairs"] = counts["read"] - sum(counts[name] for name in rules.names)
+        digests_out = stack.enter_context(open(digests, "wb"))
+        bar = stack.enter_context(progress_bar("pairs"))
+        make = functools.partial(_BlockCleaner, cleaning)
+        for block in map_in_order(make, tasks, workers=workers):
+            source_out.write(block.source)
+            target_out.write(block.target)
+            digests_out.write(block.digests)
+            counts.update(block.counts)
+            bar.update(block.counts["read"])
+        pairs = counts["read"] - sum(counts[name] for name in names)
         if cleaning.drop_duplicates:
-            repeated = _drop_repeated(outs, digests)
-            counts["pairs"] -= repeated
-            counts = _with_duplicates(counts, repeated)
-        if not counts["pairs"]:
-            raise UserError(_nothing_left(counts))
+            digests_out.flush()
+            is_first = find_first(digests)
+            for out in (source_out, target_out):
+                _keep_lines(out, is_first)
+            counts["dropped_duplicate"] = len(is_first) - int(is_first.sum())
+            pairs -= counts["dropped_duplicate"]
+        counts["pairs"] = pairs
+        if not pairs:
+            raise UserError(_describe_empty(counts))
     return dict(counts)
 
 
-def _output(stack: contextlib.ExitStack, path: Path) -> IO[bytes]:
-    stream: IO[bytes] = stack.enter_context(write_atomically(path, "w+b"))
-    return stream
-
-
-def _with_duplicates(
-    counts: collections.Counter[str], repeated: int
-) -> collections.Counter[str]:
-    pairs = counts.pop("pairs")
-    counts["dropped_duplicate"] = repeated
-    counts["pairs"] = pairs
-    return counts
-
-
-def _nothing_left(counts: collections.Counter[str]) -> str:
+def _describe_empty(counts: collections.Counter[str]) -> str:
     reasons = {
         "dropped_empty": "have an empty side",
         "dropped_too_long": "are too long",
     }
     dropped = [
-        f"{count:,} {reasons.get(name, 'fall to ' + name.removeprefix('dropped_'))}"
+        f"{count:,} {reasons.get(name, 'break ' + name.removeprefix('dropped_'))}"
         for name, count in counts.items()
         if name.startswith("dropped") and (count or name in reasons)
     ]
@@ -330,61 +245,77 @@ class _CleanBlock(NamedTuple):
 
 
 class _BlockCleaner:
-    """What a worker process does with aligned blocks of lines."""
+    """Cleans aligned blocks of lines in a worker process."""
 
     def __init__(self, cleaning: Cleaning) -> None:
-        self._cleaning, self._rules = cleaning, PairFilter(cleaning)
+        self._cleaning, self._filter = cleaning, PairFilter(cleaning)
 
     def __call__(self, blocks: tuple[Block, Block]) -> _CleanBlock:
-        sides = [read_block(block).decode().split("\n")[:-1] for block in blocks]
+        pairs = list(zip(*(block.read_lines() for block in blocks)))
         kept: list[tuple[str, str]] = []
-        counts: collections.Counter[str] = collections.Counter(read=len(sides[0]))
-        changed = 0
-        for source, target in zip(*sides):
-            outcome = self._rules(source, target)
+        counts = collections.Counter(read=len(pairs))
+        if self._cleaning.normalise:
+            counts["changed"] = 0
+        for pair in pairs:
+            outcome = self._filter(*pair)
             if isinstance(outcome, str):
                 counts[outcome] += 1
-            else:
-                kept.append(outcome)
-                changed += outcome != (source, target)
-        if self._cleaning.normalise:
-            counts["changed"] = changed
+                continue
+            kept.append(outcome)
+            if outcome != pair:
+                counts["changed"] += 1
         digests = b""
         if self._cleaning.drop_duplicates:
-            digests = b"".join(itertools.starmap(digest_of_pair, kept))
+            digests = b"".join(itertools.starmap(hash_pair, kept))
         texts = ["".join(f"{pair[i]}\n" for pair in kept).encode() for i in (0, 1)]
         return _CleanBlock(texts[0], texts[1], digests, dict(counts))
 
 
-def _drop_repeated(outs: Sequence[IO[bytes]], digests: Path) -> int:
-    """Take repeated pairs out of the texts that were written; return their number.
+def hash_pair(source: str, target: str) -> bytes:
+    """Return a digest of 16 bytes of both sides, which contain no line feed."""
+    text = f"{source}\n{target}".encode()
+    return hashlib.blake2b(text, digest_size=_DIGEST.itemsize).digest()
 
-    The texts are closed up in place: what is read lies never before what is written.
+
+def find_first(path: Path, *, at_once: int = _DIGESTS_AT_ONCE) -> np.ndarray:
+    """Tell for each digest in a file whether it occurs there for the first time.
+
+    The file is scanned once for each class of about ``at_once`` digests. Equal digests
+    are in the same class. So memory grows by one byte per digest only.
+
+    Returns:
+        a boolean array with one entry per digest.
     """
-    marks = digests.with_name(digests.name.replace("digests", "marks"))
-    try:
-        repeated = mark_first(digests, marks)
-        if repeated:
-            for out in outs:
-                _close_up(out, marks)
-    finally:
-        marks.unlink(missing_ok=True)
-    return repeated
+    total = path.stat().st_size // _DIGEST.itemsize
+    is_first = np.ones(total, bool)
+    if not total:
+        return is_first
+    digests = np.memmap(path, _DIGEST, mode="r", shape=(total,))
+    classes = -(-total // at_once)
+    for each in range(classes):
+        found, positions = [], []
+        for start in range(0, total, at_once):
+            chunk = np.array(digests[start : start + at_once])
+            chosen = np.flatnonzero(chunk["high"] % np.uint64(classes) == each)
+            found.append(chunk[chosen])
+            positions.append(chosen + start)
+        values = np.concatenate(found)
+        # A stable order, so the earliest of equal digests comes first.
+        order = np.lexsort((values["low"], values["high"]))
+        repeats = np.flatnonzero(values[order][1:] == values[order][:-1]) + 1
+        is_first[np.concatenate(positions)[order[repeats]]] = False
+    return is_first
 
 
-def _close_up(out: IO[bytes], marks: Path) -> None:
+def _keep_lines(out: IO[bytes], is_kept: np.ndarray) -> None:
+    """Remove the other lines of a file in place; reading stays ahead of writing."""
     out.flush()
-    with open(out.name, "rb") as lines, open(marks, "rb") as chosen:
-        place = 0
-        for batch in _batches(lines, chosen):
-            out.seek(place)
-            place += out.write(batch)
+    end = 0
+    with open(out.name, "rb") as lines:
+        for start in range(0, len(is_kept), _LINES_AT_ONCE):
+            chosen = is_kept[start : start + _LINES_AT_ONCE]
+            batch = list(itertools.islice(lines, len(chosen)))
+            out.seek(end)
+            end += out.write(b"".join(itertools.compress(batch, chosen)))
             out.flush()
-    out.truncate(place)
-    out.seek(place)
-
-
-def _batches(lines: IO[bytes], chosen: IO[bytes]) -> Iterator[bytes]:
-    while marks := chosen.read(_BUFFER >> 6):
-        batch = list(itertools.islice(lines, len(marks)))
-        yield b"".join(itertools.compress(batch, np.frombuffer(marks, np.uint8)))
+    out.truncate(end)

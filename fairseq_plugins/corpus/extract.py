@@ -1,33 +1,35 @@
-"""Find the texts of a recipe, and say which are missing and where to get them.
-
-Write both sides of a part as plain aligned text, and check that they are it.
-"""
+"""Find the texts of a recipe and write each part as plain aligned text."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Iterator, Mapping, NamedTuple, Sequence
 
-from fairseq_plugins.corpus.readers import Text, form_of, segments
+from fairseq_plugins.corpus.readers import Text, form_of, read_segments
 from fairseq_plugins.corpus.recipe import Archive, Part, Recipe, TextFile
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import read_lines, write_atomically
-from fairseq_plugins.utils.progress import Progress
+from fairseq_plugins.utils.progress import progress_bar
 
 __all__ = ["Located", "LocatedPart", "extract", "locate", "source_folder"]
 
 _ENDINGS = ("", ".gz", ".xz")
+_LINES_BETWEEN_UPDATES = 10_000
+_OTHER_TEXT = (
+    "To prepare another text than the recipe's, copy the recipe to a file of your own, "
+    "remove `lines` and `sha256` and pass its path as the recipe."
+)
 
 
 class LocatedPart(NamedTuple):
     """A part of a recipe and the texts that hold its sides.
 
-    ``line_numbers`` is the file with the numbers of its lines, where they are not all
-    its own. ``is_sample`` tells that the texts are of its kind but not what the recipe
-    names.
+    If the texts hold more than the part, ``line_numbers`` is the file with the numbers
+    of its lines. ``is_sample`` tells that the texts only resemble those of the recipe.
     """
 
     part: Part
@@ -43,25 +45,29 @@ class Located:
 
     Attributes:
         subsets: the parts that were found, by fairseq's names of the subsets.
-        left_out: names of the parts that were not (only with ``--smoke``).
-        archives: those that the parts are read from, with the files that they are, or
-            will be when they are downloaded.
+        left_out: names of the parts that were not found (only with ``--smoke``).
+        archives: the archives to read from, by the paths that they have or will have
+            after the download.
     """
 
     subsets: Mapping[str, Sequence[LocatedPart]]
     left_out: Sequence[str]
     archives: Mapping[Path, Archive]
 
+    def parts(self) -> list[LocatedPart]:
+        """Return the parts of all subsets."""
+        return list(itertools.chain.from_iterable(self.subsets.values()))
+
 
 def source_folder(recipe_file: Path, recipe: Recipe, given: Path | None) -> Path | None:
     """Return the folder with the recipe's files: the given one or the recipe's own.
 
     Returns:
-        ``None`` if they are to be downloaded.
+        ``None`` if the files have to be downloaded.
 
     Raises:
-        UserError: none is given, none comes with the recipe and nothing can be
-            downloaded, or the folder does not exist.
+        UserError: the given folder does not exist; or none is given, none comes with
+            the recipe, and not everything can be downloaded.
     """
     if given is not None:
         if not given.is_dir():
@@ -73,12 +79,12 @@ def source_folder(recipe_file: Path, recipe: Recipe, given: Path | None) -> Path
         return given
     if recipe.folder is not None:
         return (recipe_file.parent / recipe.folder).resolve()
-    if all(part.archive for part in _parts(recipe)):
+    if all(part.archive for part in recipe.parts()):
         return None
     raise UserError(
         f"the files of `{recipe_file.stem}` do not come with the recipe and cannot be "
-        "downloaded. Give the folder that holds them with `--source DIR`.\n"
-        f"{_needs(recipe, list(_parts(recipe)))}"
+        "downloaded. Pass the folder that holds them with `--source DIR`.\n"
+        f"{_describe_needs(recipe, recipe.parts())}"
     )
 
 
@@ -89,115 +95,111 @@ def locate(
     downloads: Path | None = None,
     smoke: bool = False,
 ) -> Located:
-    """Find every part: in ``folder``, else in an archive that can be downloaded.
+    """Find every part in ``folder``, otherwise in an archive that can be downloaded.
 
     Args:
-        folder: files as the recipe names them, plain, ``.gz`` or ``.xz``, or archives.
+        folder: contains the files that the recipe names, plain, ``.gz`` or ``.xz``, or
+            the archives.
         downloads: where downloaded archives are or will be; ``None`` forbids them.
-        smoke: take samples for what is not there, and leave out what has none.
+        smoke: use samples in place of missing parts, and leave out parts without them.
 
     Raises:
         UserError: names all parts that are missing, and where they are published.
     """
     finder = _Finder(recipe, folder, downloads, smoke)
-    found = {
-        subset: [(part, finder.find(part)) for part in parts]
-        for subset, parts in recipe.subsets().items()
-    }
-    pairs = list(itertools.chain.from_iterable(found.values()))
-    missing = [part for part, located in pairs if located is None]
-    names = itertools.chain.from_iterable(map(finder.missing_names, missing))
-    subsets = {
-        subset: tuple(located for _, located in parts if located is not None)
-        for subset, parts in found.items()
-    }
-    empty = not all(subsets[subset] for subset in ("train", "valid", "test"))
-    if missing and (empty or not smoke):
-        listed = ", ".join(dict.fromkeys(names))
+    subsets: dict[str, list[LocatedPart]] = {}
+    missing: list[Part] = []
+    for subset, parts in recipe.subsets().items():
+        for part in parts:
+            located = finder.find(part)
+            if located is None:
+                missing.append(part)
+            else:
+                subsets.setdefault(subset, []).append(located)
+    if missing and not (smoke and {"train", "valid", "test"} <= subsets.keys()):
+        names = itertools.chain.from_iterable(map(finder.missing_names, missing))
         raise UserError(
-            f"`{folder or downloads}` lacks {listed}.\n{_needs(recipe, missing)}"
+            f"`{folder or downloads}` lacks {', '.join(dict.fromkeys(names))}.\n"
+            f"{_describe_needs(recipe, missing)}"
         )
-    return Located(
-        {name: parts for name, parts in subsets.items() if parts},
-        [part.name for part in missing],
-        finder.archives,
-    )
+    return Located(subsets, [part.name for part in missing], finder.archives)
 
 
 class _Finder:
     def __init__(
         self, recipe: Recipe, folder: Path | None, downloads: Path | None, smoke: bool
     ) -> None:
-        self._recipe = recipe
+        self._known = {archive.file: archive for archive in recipe.archives}
         self._folder = folder
         self._downloads = downloads
         self._smoke = smoke
         self.archives: dict[Path, Archive] = {}
 
     def find(self, part: Part) -> LocatedPart | None:
-        index = self._index(part)
-        local = part.local_index is None or index is not None
-        sides = [self._whole(text, local) for text in (part.source, part.target)]
-        if sides[0] and sides[1]:
-            own = all(self._whole(text, False) for text in (part.source, part.target))
-            return LocatedPart(part, sides[0], sides[1], None if own else index)
-        if part.archive is not None:
-            path = self._archive(part.archive)
-            if path is not None:
-                texts = [Text(path, side.members, side.form or form_of(side.members[0]))
-                         for side in (part.source, part.target)]  # fmt: skip
-                return LocatedPart(part, texts[0], texts[1])
+        sides = (part.source, part.target)
+        own = [self._find_text(side, _own_names(side)) for side in sides]
+        if own[0] and own[1]:
+            return LocatedPart(part, own[0], own[1])
+        index = self._find_file([part.local_index]) if part.local_index else None
+        if index or not part.local_index:
+            longer = [
+                self._find_text(side, [*_own_names(side), *side.local])
+                for side in sides
+            ]
+            if longer[0] and longer[1]:
+                return LocatedPart(part, longer[0], longer[1], index)
+        archive = self._find_archive(part.archive) if part.archive else None
+        if archive is not None:
+            source, target = (
+                Text(archive, side.members, side.form or form_of(side.members[0]))
+                for side in sides
+            )
+            return LocatedPart(part, source, target)
         if self._smoke:
-            samples = [self._first(side.sample) for side in (part.source, part.target)]
+            samples = [
+                self._find_text(dataclasses.replace(side, form=None), side.sample)
+                for side in sides
+            ]
             if samples[0] and samples[1]:
-                texts = [Text(path, (), form_of(path.name)) for path in samples if path]
-                return LocatedPart(part, texts[0], texts[1], is_sample=True)
+                return LocatedPart(part, samples[0], samples[1], is_sample=True)
         return None
 
     def missing_names(self, part: Part) -> list[str]:
-        """Return what a person has to look for: files, or the part in an archive."""
+        """Return the missing files, or the part itself if it is in an archive."""
         if part.archive is not None:
             return [part.name]
-        sides = (part.source, part.target)
-        return [side.file for side in sides if self._whole(side, True) is None]
+        return [
+            side.file
+            for side in (part.source, part.target)
+            if self._find_file([*_own_names(side), *side.local]) is None
+        ]
 
-    def _whole(self, side: TextFile, local: bool) -> Text | None:
-        names = [side.file, *(side.members if len(side.members) == 1 else ())]
-        path = self._first([*names, *(side.local if local else ())])
-        if path is None:
-            return None
-        return Text(path, (), side.form or form_of(path.name))
+    def _find_text(self, side: TextFile, names: Sequence[str]) -> Text | None:
+        path = self._find_file(names)
+        return Text(path, (), side.form or form_of(path.name)) if path else None
 
-    def _first(self, patterns: Sequence[str]) -> Path | None:
-        if self._folder is None:
-            return None
-        for pattern, ending in itertools.product(patterns, _ENDINGS):
-            matches = sorted(self._folder.glob(pattern + ending))
-            for path in matches:
-                if path.is_file():
-                    return path
+    def _find_file(self, patterns: Sequence[str]) -> Path | None:
+        if self._folder is not None:
+            for pattern, ending in itertools.product(patterns, _ENDINGS):
+                for path in sorted(self._folder.glob(pattern + ending)):
+                    if path.is_file():
+                        return path
         return None
 
-    def _index(self, part: Part) -> Path | None:
-        return self._first([part.local_index]) if part.local_index else None
-
-    def _archive(self, name: str) -> Path | None:
-        folders = [self._folder, self._downloads]
-        paths = [folder / name for folder in folders if folder is not None]
-        there = [path for path in paths if path.is_file()]
-        if not there and self._downloads is not None:
-            there = [self._downloads / name]
-        if not there:
-            return None
-        self.archives[there[0]] = self._recipe.archive(name)
-        return there[0]
+    def _find_archive(self, name: str) -> Path | None:
+        folders = [each for each in (self._folder, self._downloads) if each is not None]
+        for folder in folders:
+            if (folder / name).is_file() or folder == self._downloads:
+                self.archives[folder / name] = self._known[name]
+                return folder / name
+        return None
 
 
-def _parts(recipe: Recipe) -> Iterable[Part]:
-    return itertools.chain.from_iterable(recipe.subsets().values())
+def _own_names(side: TextFile) -> list[str]:
+    return [side.file, *(side.members if len(side.members) == 1 else ())]
 
 
-def _needs(recipe: Recipe, parts: Sequence[Part]) -> str:
+def _describe_needs(recipe: Recipe, parts: Sequence[Part]) -> str:
     rows = [
         f"  {part.source.file}, {part.target.file}"
         + (f" ({part.lines:,} lines each)" if part.lines else "")
@@ -206,19 +208,12 @@ def _needs(recipe: Recipe, parts: Sequence[Part]) -> str:
     ]
     return "\n".join(
         [
-            "These files are needed, each as it is named here or as .gz or .xz:",
+            "These files are needed, each with this name or with .gz or .xz after it:",
             *rows,
             f"They are published in {recipe.published}.",
             f"Licence: {recipe.licence}.",
         ]
     )
-
-
-_LINES_BETWEEN_LOOKS = 10_000
-_OTHER_TEXT = (
-    "To prepare another text than the recipe's, copy the recipe to a file of your own, "
-    "take `lines` and `sha256` out and give its path as the recipe."
-)
 
 
 def extract(
@@ -228,87 +223,81 @@ def extract(
     languages: tuple[str, str],
     limit: int | None = None,
 ) -> dict[str, int]:
-    """Write ``outputs``, one segment a line.
+    """Write the source and the target side of a part, one segment per line.
 
     Args:
-        located: the part and where its texts are.
-        outputs: files for the source and the target side.
+        outputs: files for the two sides.
         languages: of the two sides.
-        limit: stop after so many pairs, without the checks that need the whole.
+        limit: stop after this number of pairs, without the checks of the whole text.
 
     Returns:
-        the number of ``lines`` that were read and, if that is another one, of ``pairs``
-        that were written.
+        the number of ``lines`` that were read and, if it differs, of ``pairs`` that
+        were written.
 
     Raises:
         UserError: a file is empty, damaged, not UTF-8 or not the text that the recipe
-            names; sides have different numbers of segments.
+            names, or the sides have different numbers of segments.
     """
     part = located.part
-    sides = [
-        _Side(text, language)
-        for text, language in zip((located.source, located.target), languages)
-    ]
-    pairs: Iterator[tuple[bytes, bytes]] = _aligned(sides[0], sides[1])
+    sides = (
+        _Side(located.source, languages[0]),
+        _Side(located.target, languages[1]),
+    )
+    pairs: _Pairs = (
+        (source, target)
+        for source, target in itertools.zip_longest(*sides)
+        if source is not None and target is not None
+    )
     if located.line_numbers is not None:
-        pairs = _picked(pairs, located.line_numbers)
+        pairs = _pick(pairs, located.line_numbers)
     if not located.is_sample:
-        pairs = _thinned(pairs, part)
-    joined = part.tokenised and not located.is_sample
-    finish = [_finisher(part.name if joined else "", each) for each in languages]
-    written, progress = 0, Progress("lines")
+        pairs = _thin_out(pairs, part)
+        if part.tokenised:
+            pairs = _detokenize(pairs, part.name, languages)
+    written = 0
     with write_atomically(outputs[0], "wb") as first, write_atomically(
         outputs[1], "wb"
-    ) as second:
+    ) as second, progress_bar("lines") as bar:
         for source, target in itertools.islice(pairs, limit):
-            first.write(finish[0](source) + b"\n")
-            second.write(finish[1](target) + b"\n")
+            first.write(source + b"\n")
+            second.write(target + b"\n")
             written += 1
-            if not written % _LINES_BETWEEN_LOOKS:
-                progress.add(_LINES_BETWEEN_LOOKS)
+            if not written % _LINES_BETWEEN_UPDATES:
+                bar.update(_LINES_BETWEEN_UPDATES)
         if limit is None:
-            _check(located, sides, written)
+            _check_sides(located, sides, written)
         if not written:
             raise UserError(f"`{sides[0].text}` is empty.")
     lines = sides[0].count
     return {"lines": lines} if lines == written else {"lines": lines, "pairs": written}
 
 
+_Pairs = Iterator[tuple[bytes, bytes]]
+
+
 class _Side:
-    """The segments of a side, counted and digested while they are read, once."""
+    """The segments of a side, counted and hashed while they are read."""
 
     def __init__(self, text: Text, language: str) -> None:
         self.text = text
         self.count = 0
+        self.sha256 = hashlib.sha256()
         self._language = language
-        self._digest = hashlib.sha256()
 
     def __iter__(self) -> Iterator[bytes]:
-        for segment in segments(self.text, self._language):
+        for segment in read_segments(self.text, self._language):
             self.count += 1
-            self._digest.update(segment + b"\n")
-            # White space of other kinds stays: only a line feed ends a line.
+            self.sha256.update(segment + b"\n")
+            # Other white space stays: only a line feed ends a line.
             yield segment.replace(b"\n", b" ")
 
-    def sha256(self) -> str:
-        """Return the digest of the text that was read so far, with ``\\n`` ends."""
-        return self._digest.hexdigest()
 
-
-def _aligned(source: _Side, target: _Side) -> Iterator[tuple[bytes, bytes]]:
-    for first, second in itertools.zip_longest(source, target):
-        if first is not None and second is not None:
-            yield first, second
-
-
-def _picked(
-    pairs: Iterator[tuple[bytes, bytes]], index: Path
-) -> Iterator[tuple[bytes, bytes]]:
+def _pick(pairs: _Pairs, index: Path) -> _Pairs:
     try:
         numbers = [int(line) for line in read_lines(index)]
     except ValueError as error:
         raise UserError(
-            f"`{index}` must hold one line number a line: {error}."
+            f"`{index}` must hold one line number per line: {error}."
         ) from None
     text = list(pairs)
     for place, number in enumerate(numbers, start=1):
@@ -320,9 +309,7 @@ def _picked(
         yield text[number]
 
 
-def _thinned(
-    pairs: Iterator[tuple[bytes, bytes]], part: Part
-) -> Iterator[tuple[bytes, bytes]]:
+def _thin_out(pairs: _Pairs, part: Part) -> _Pairs:
     for number, pair in enumerate(pairs, start=1):
         if part.every is not None and number % part.every:
             continue
@@ -331,21 +318,27 @@ def _thinned(
         yield pair
 
 
-def _finisher(tokenised_part: str, language: str) -> Callable[[bytes], bytes]:
-    if not tokenised_part:
-        return lambda segment: segment
+def _detokenize(pairs: _Pairs, name: str, languages: tuple[str, str]) -> _Pairs:
     try:
         from sacremoses import MosesDetokenizer
     except ImportError:
         raise UserError(
-            f"`{tokenised_part}` is published tokenised; to join its tokens, install "
-            "sacremoses: pip install -e '.[moses]'."
+            f"`{name}` is published tokenized. To detokenize it, install sacremoses: "
+            "pip install -e '.[moses]'."
         ) from None
-    join = MosesDetokenizer(language).detokenize
-    return lambda segment: join(segment.decode().split()).encode()
+    join_source, join_target = (
+        MosesDetokenizer(language).detokenize for language in languages
+    )
+    for source, target in pairs:
+        yield (
+            join_source(source.decode().split()).encode(),
+            join_target(target.decode().split()).encode(),
+        )
 
 
-def _check(located: LocatedPart, sides: list[_Side], written: int) -> None:
+def _check_sides(
+    located: LocatedPart, sides: tuple[_Side, _Side], written: int
+) -> None:
     part, (source, target) = located.part, sides
     for side in sides:
         if not side.count:
@@ -355,21 +348,19 @@ def _check(located: LocatedPart, sides: list[_Side], written: int) -> None:
             f"`{source.text}` and `{target.text}` must have equally many lines, but "
             f"have {source.count:,} and {target.count:,}."
         )
-    thinned = part.every is not None or part.but_every is not None
+    is_thinned = part.every is not None or part.but_every is not None
     lines = written if located.line_numbers is not None else source.count
-    if part.lines is not None and lines != part.lines and not thinned:
+    if part.lines is not None and lines != part.lines and not is_thinned:
         raise UserError(
             f"`{source.text}` and `{target.text}` must have {part.lines:,} lines, but "
             f"have {lines:,}. {_OTHER_TEXT}"
         )
-    if located.line_numbers is None:  # otherwise it was a longer text that was read
-        for side, file in zip(sides, (part.source, part.target)):
-            _check_digest(side, file)
-
-
-def _check_digest(side: _Side, file: TextFile) -> None:
-    if file.sha256 is not None and side.sha256() != file.sha256:
-        raise UserError(
-            f"`{side.text}` must hold the text with sha256 {file.sha256}, but its text "
-            f"has {side.sha256()}. {_OTHER_TEXT}"
-        )
+    if located.line_numbers is not None:
+        return  # the digests are those of the part, and a longer text was read
+    for side, file in zip(sides, (part.source, part.target)):
+        digest = side.sha256.hexdigest()
+        if file.sha256 not in (None, digest):
+            raise UserError(
+                f"`{side.text}` must hold the text with sha256 {file.sha256}, but its "
+                f"text has {digest}. {_OTHER_TEXT}"
+            )

@@ -1,14 +1,14 @@
-"""What ``scripts/prepare.py`` made: a typed view of its ``manifest.json``.
+"""The output of ``scripts/prepare.py``: a typed view of its ``manifest.json``.
 
-The manifest stands beside ``bin`` and exists only while everything that it lists is
-whole. All its paths are relative to its own folder, which may be moved.
+The manifest lies beside ``bin`` and exists only while all files that it lists are
+complete. Its paths are relative to its folder, which may be moved.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Mapping
 
 from fairseq_plugins.utils.errors import UserError, did_you_mean
 from fairseq_plugins.utils.files import read_json
@@ -21,11 +21,11 @@ FORMAT = "fairseq-soft-topk corpus, 1"
 
 @dataclass(frozen=True)
 class Subset:
-    """One of the parts that fairseq reads, as raw text.
+    """A subset as raw text.
 
     Attributes:
-        title: what the recipe calls it, such as ``test_2016_flickr``.
-        source: raw source text, one sentence a line.
+        title: its name in the recipe, such as ``test_2016_flickr``.
+        source: raw source text, one sentence per line.
         target: raw target text, the reference.
         pairs: number of lines of each.
     """
@@ -41,12 +41,12 @@ class PreparedCorpus:
     """A folder that ``scripts/prepare.py`` finished.
 
     Attributes:
-        folder: what ``--out`` was.
+        folder: the value of ``--out``.
         recipe: name of the recipe.
         subsets: by fairseq's names: ``train``, ``valid``, ``test``, ``test1``, ...
-        spm_file: the SentencePiece model that made the pieces of both languages; none
-            where subword-nmt made them.
-        bin_dir: what ``fairseq-train`` and ``fairseq-generate`` read.
+        spm_file: the SentencePiece model of both languages; ``None`` if subword-nmt
+            made the pieces.
+        bin_dir: the folder for ``fairseq-train`` and ``fairseq-generate``.
     """
 
     folder: Path
@@ -65,46 +65,48 @@ class PreparedCorpus:
             UserError: there is no manifest, so the folder is unfinished or not from
                 ``scripts/prepare.py``; or the manifest cannot be used.
         """
-        manifest = _find(path)
+        manifest = _find_manifest(path)
         content = read_json(manifest)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UserError(f"`{manifest}` is no manifest of scripts/prepare.py.")
+        folder = manifest.parent
         try:
-            return cls._of(manifest.parent, content)
+            has_merges = "bpe_codes" in content
+            return cls(
+                folder=folder,
+                recipe=content["recipe"],
+                source_lang=content["source_lang"],
+                target_lang=content["target_lang"],
+                subsets={
+                    name: Subset(
+                        title=entry["title"],
+                        source=folder / entry["source"],
+                        target=folder / entry["target"],
+                        pairs=entry["pairs"],
+                    )
+                    for name, entry in content["subsets"].items()
+                },
+                spm_file=None if has_merges else folder / content["spm_model"],
+                bin_dir=folder / content["bin_dir"],
+            )
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"`{manifest}` is damaged ({type(error).__name__}: {error}); run "
+                f"`{manifest}` is damaged ({type(error).__name__}: {error}). Run "
                 "scripts/prepare.py again."
             ) from None
 
-    @classmethod
-    def _of(cls, folder: Path, content: Mapping[str, Any]) -> PreparedCorpus:
-        uses_codes = "bpe_codes" in content
-        return cls(
-            folder=folder,
-            recipe=content["recipe"],
-            source_lang=content["source_lang"],
-            target_lang=content["target_lang"],
-            subsets={
-                name: _subset(folder, entry)
-                for name, entry in content["subsets"].items()
-            },
-            spm_file=None if uses_codes else folder / content["spm_model"],
-            bin_dir=folder / content["bin_dir"],
-        )
-
     @property
     def spm_model(self) -> Path:
-        """The SentencePiece model, which makes text of pieces again.
+        """The SentencePiece model, which turns pieces into text.
 
         Raises:
-            UserError: subword-nmt made the pieces, after Moses' tokeniser.
+            UserError: subword-nmt made the pieces, after Moses' tokenizer.
         """
         if self.spm_file is None:
             raise UserError(
                 f"`{self.folder}` was prepared with `model_type: subword-nmt`, whose "
-                "pieces are not made text again here: use fairseq-generate with "
-                "`--remove-bpe` and detokenise, or prepare it with `bpe` or `unigram`."
+                "pieces cannot be turned into text here. Use fairseq-generate with "
+                "`--remove-bpe` and detokenize, or prepare it with `bpe` or `unigram`."
             )
         return self.spm_file
 
@@ -126,7 +128,7 @@ class PreparedCorpus:
         return key, self.subsets[key]
 
 
-def _find(path: Path) -> Path:
+def _find_manifest(path: Path) -> Path:
     path = path.expanduser().resolve()
     for folder in (path, path.parent):
         if (folder / MANIFEST).is_file():
@@ -134,13 +136,4 @@ def _find(path: Path) -> Path:
     fault = f"holds no {MANIFEST}" if path.is_dir() else "is no folder"
     raise UserError(
         f"`{path}` must be a folder that scripts/prepare.py finished, but {fault}."
-    )
-
-
-def _subset(folder: Path, entry: Mapping[str, Any]) -> Subset:
-    return Subset(
-        title=entry["title"],
-        source=folder / entry["source"],
-        target=folder / entry["target"],
-        pairs=entry["pairs"],
     )

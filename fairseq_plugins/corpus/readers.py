@@ -1,8 +1,9 @@
-"""Read the segments of a text, whatever it is packed in: one line of bytes each.
+"""Read the segments of a text in any published form, as bytes of one line each.
 
-Plain text, ``<seg>`` elements of NIST's SGML and of IWSLT's XML, TMX, and IWSLT's
-training text with its tags; as it is, in ``.gz`` or ``.xz``, or in a tar archive, which
-is read as a stream. Nothing is unpacked under a name that an archive chose.
+Forms: plain text, ``<seg>`` elements of NIST's SGML and of IWSLT's XML, TMX, and
+IWSLT's training text with its tags. Files may be plain, ``.gz`` or ``.xz``, or members
+of a tar archive. Archives are read as streams: nothing is unpacked under a name that an
+archive chooses.
 """
 
 from __future__ import annotations
@@ -13,27 +14,25 @@ import io
 import lzma
 import re
 import tarfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Callable, Iterable, Iterator
 from xml.etree import ElementTree
 
 from fairseq_plugins.utils.errors import UserError
+from fairseq_plugins.utils.files import DAMAGED_ARCHIVE
 
-__all__ = ["DAMAGE", "Text", "form_of", "segments"]
-
-DAMAGE = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, tarfile.TarError)
+__all__ = ["Text", "form_of", "read_segments"]
 
 _FORMS = {".sgm": "sgm", ".xml": "sgm", ".tmx": "tmx"}
-_PACKED = (".gz", ".xz")
 _BUFFER = 1 << 20
 _GZIP_MAGIC, _XZ_MAGIC = b"\x1f\x8b", b"\xfd7zXZ\x00"
 _SEGMENT = re.compile(rb"<seg\b[^>]*>(.*?)</seg>", re.DOTALL | re.IGNORECASE)
 _SEGMENT_BEGIN = re.compile(rb"<seg\b", re.IGNORECASE)
-_ENTITIES = ((b"&lt;", b"<"), (b"&gt;", b">"), (b"&quot;", b'"'), (b"&apos;", b"'"))
-# IWSLT's training text: what stands around the talks, and what is text in a tag.
-_TED_DROPPED = re.compile(rb"\s*<(url|talkid|keywords|speaker|reviewer|translator)\b")
+_ENTITIES = ((b"&lt;", b"<"), (b"&gt;", b">"), (b"&quot;", b'"'), (b"&apos;", b"'"),
+             (b"&amp;", b"&"))  # fmt: skip
+# IWSLT's training text: lines that are not text, and tags around text.
+_TED_METADATA = re.compile(rb"\s*<(url|talkid|keywords|speaker|reviewer|translator)\b")
 _TED_TAGS = re.compile(rb"</?(title|description)>")
 _XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 
@@ -43,7 +42,7 @@ class Text:
     """Where a text is.
 
     Attributes:
-        path: a file, or an archive.
+        path: a file or an archive.
         members: of the archive, read one after the other; none for a file.
         form: see :class:`fairseq_plugins.corpus.recipe.TextFile`.
     """
@@ -56,27 +55,29 @@ class Text:
         return f"{self.path}:{self.members[0]}" if self.members else str(self.path)
 
 
+class _FormError(Exception):
+    pass
+
+
 def form_of(name: str) -> str:
     """Return the form that the ending of a file's name stands for."""
-    for ending in _PACKED:
-        name = name.removesuffix(ending)
+    name = name.removesuffix(".gz").removesuffix(".xz")
     return _FORMS.get(Path(name).suffix, "plain")
 
 
-def segments(text: Text, language: str) -> Iterator[bytes]:
-    """Yield the segments, UTF-8 and without line ends.
+def read_segments(text: Text, language: str) -> Iterator[bytes]:
+    """Yield the segments, as UTF-8 without line ends.
 
     Args:
-        text: what to read.
-        language: which of the languages of a TMX file.
+        language: which language of a TMX file to read.
 
     Raises:
         UserError: the file cannot be read, is damaged, is not UTF-8, lacks a member or
-            has not the form that it should have; the message names file and line.
+            does not have the expected form; the message names file and line.
     """
     number = 0
     try:
-        for stream in _streams(text):
+        for stream in _open_streams(text):
             with contextlib.closing(stream):
                 for segment in _READERS[text.form](stream, language):
                     number += 1
@@ -87,7 +88,7 @@ def segments(text: Text, language: str) -> Iterator[bytes]:
             f"`{text}` must be UTF-8 text, but line {number} is not: {error.reason} at "
             f"its byte {error.start + 1}."
         ) from None
-    except DAMAGE as error:
+    except (*DAMAGED_ARCHIVE, tarfile.TarError) as error:
         raise UserError(
             f"`{text}` is a damaged archive, after line {number}: {error}."
         ) from None
@@ -97,32 +98,23 @@ def segments(text: Text, language: str) -> Iterator[bytes]:
         raise UserError(f"`{text}` cannot be read: {error.strerror}.") from None
 
 
-class _FormError(Exception):
-    pass
-
-
-def _streams(text: Text) -> Iterator[IO[bytes]]:
+def _open_streams(text: Text) -> Iterator[IO[bytes]]:
     if not text.members:
-        yield _unpacked(open(text.path, "rb"), text.path.name)
+        yield _decompress(open(text.path, "rb"), text.path.name)
     for member in text.members:
-        with _open_archive(text.path) as stream:
+        with open(text.path, "rb") as packed:
+            magic = packed.read(len(_XZ_MAGIC))
+            packed.seek(0)
+            ending = ".gz" if magic.startswith(_GZIP_MAGIC) else ""
+            stream = _decompress(packed, ".xz" if magic == _XZ_MAGIC else ending)
             with tarfile.open(fileobj=stream, mode="r|") as archive:
-                yield _unpacked(_member(archive, member), member)
-            # The check sum stands at the end; tarfile's own gzip reader ignores it.
+                yield _decompress(_open_member(archive, member), member)
+            # The checksum is at the end; tarfile's own gzip reader ignores it.
             while stream.read(_BUFFER):
                 pass
 
 
-def _open_archive(path: Path) -> IO[bytes]:
-    stream = open(path, "rb")
-    magic = stream.read(len(_XZ_MAGIC))
-    stream.seek(0)
-    if magic.startswith(_GZIP_MAGIC):
-        return _unpacked(stream, ".gz")
-    return _unpacked(stream, ".xz" if magic == _XZ_MAGIC else "")
-
-
-def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
+def _open_member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
     for entry in archive:
         if entry.name.removeprefix("./") == name:
             stream = archive.extractfile(entry) if entry.isfile() else None
@@ -132,7 +124,7 @@ def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
     raise _FormError(f"must be an archive that holds `{name}`, but does not")
 
 
-def _unpacked(stream: IO[bytes], name: str) -> IO[bytes]:
+def _decompress(stream: IO[bytes], name: str) -> IO[bytes]:
     if name.endswith(".gz"):
         return io.BufferedReader(gzip.GzipFile(fileobj=stream), _BUFFER)
     if name.endswith(".xz"):
@@ -140,13 +132,13 @@ def _unpacked(stream: IO[bytes], name: str) -> IO[bytes]:
     return stream
 
 
-def _plain(stream: IO[bytes], _language: str) -> Iterator[bytes]:
+def _read_plain(stream: IO[bytes], _language: str) -> Iterator[bytes]:
     for line in stream:
         yield line.rstrip(b"\r\n")
 
 
-def _sgm(stream: Iterable[bytes], _language: str) -> Iterator[bytes]:
-    """Yield the ``<seg>`` elements; their files are seldom well-formed XML."""
+def _read_sgm(stream: Iterable[bytes], _language: str) -> Iterator[bytes]:
+    """Yield the ``<seg>`` elements of files that are seldom well-formed XML."""
     rest = b""
     for line in stream:
         rest += line
@@ -155,25 +147,22 @@ def _sgm(stream: Iterable[bytes], _language: str) -> Iterator[bytes]:
                 rest = b""
             continue
         for match in _SEGMENT.finditer(rest):
-            yield _decoded(match[1])
+            content = match[1]
+            for entity, character in _ENTITIES:
+                content = content.replace(entity, character)
+            yield b" ".join(content.split())
         rest = rest[rest.lower().rfind(b"</seg>") + len(b"</seg>") :]
     if _SEGMENT_BEGIN.search(rest):
         raise _FormError("ends within a <seg> element")
 
 
-def _decoded(content: bytes) -> bytes:
-    for entity, character in _ENTITIES:
-        content = content.replace(entity, character)
-    return b" ".join(content.replace(b"&amp;", b"&").split())
-
-
-def _ted(stream: IO[bytes], _language: str) -> Iterator[bytes]:
+def _read_ted(stream: IO[bytes], _language: str) -> Iterator[bytes]:
     for line in stream:
-        if not _TED_DROPPED.match(line):
+        if not _TED_METADATA.match(line):
             yield _TED_TAGS.sub(b"", line).strip()
 
 
-def _tmx(stream: IO[bytes], language: str) -> Iterator[bytes]:
+def _read_tmx(stream: IO[bytes], language: str) -> Iterator[bytes]:
     unit = 0
     parents: list[ElementTree.Element] = []
     try:
@@ -184,14 +173,14 @@ def _tmx(stream: IO[bytes], language: str) -> Iterator[bytes]:
             parents.pop()
             if element.tag == "tu":
                 unit += 1
-                yield _translation(element, language, unit)
-                if parents:  # it may be the root
+                yield _find_translation(element, language, unit)
+                if parents:  # not if it is the root
                     parents[-1].remove(element)
     except ElementTree.ParseError as error:
         raise _FormError(f"is not well-formed XML ({error})") from None
 
 
-def _translation(element: ElementTree.Element, language: str, unit: int) -> bytes:
+def _find_translation(element: ElementTree.Element, language: str, unit: int) -> bytes:
     for variant in element.iter("tuv"):
         code = variant.get(_XML_LANG) or variant.get("lang") or ""
         if re.split("[-_]", code.lower())[0] == language.lower():
@@ -202,8 +191,8 @@ def _translation(element: ElementTree.Element, language: str, unit: int) -> byte
 
 
 _READERS: dict[str, Callable[[IO[bytes], str], Iterator[bytes]]] = {
-    "plain": _plain,
-    "sgm": _sgm,
-    "ted": _ted,
-    "tmx": _tmx,
+    "plain": _read_plain,
+    "sgm": _read_sgm,
+    "ted": _read_ted,
+    "tmx": _read_tmx,
 }

@@ -1,13 +1,12 @@
-"""What a recipe says of files: archives, and the texts that make up each part.
+"""Recipes: which files make up a corpus, and how they are prepared.
 
-Recipes: which files make up a corpus, and how they are prepared.
-
-A recipe is a YAML file in ``data/recipes``, or anywhere else; its fields are those of
-:class:`Recipe`. No code knows any corpus by name.
+A recipe is a YAML file in ``data/recipes`` or anywhere else. Its keys are the fields of
+:class:`Recipe`. No code knows a corpus by name.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fairseq_plugins.utils.errors import UserError, did_you_mean
+from fairseq_plugins.utils.files import data_path
 from fairseq_plugins.utils.typed_yaml import read_dataclass
 
 __all__ = [
@@ -29,7 +29,9 @@ __all__ = [
 ]
 
 _FORMS = ("plain", "sgm", "ted", "tmx")
-_DIGITS = {"sha256": 64, "md5": 32}
+_MODEL_TYPES = ("bpe", "unigram", "subword-nmt")
+# fairseq's names of subsets: a test set with such a name would be taken for another.
+_SUBSET_NAME = re.compile(r"train|valid|test\d*")
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,9 @@ class Archive:
         url: where it is published.
         mirrors: other places with the same bytes, tried in order.
         bytes: its size, if known.
-        sha256: its digest, if known; otherwise it is recorded at the first download.
-        md5: what its publishers give instead; checked as well.
-        licence: its own, where it differs from the recipe's.
+        sha256: its digest, if known; otherwise the first download records it.
+        md5: the digest that its publishers give; it is checked as well.
+        licence: only if it differs from that of the recipe.
     """
 
     file: str
@@ -56,12 +58,12 @@ class Archive:
 
     def __post_init__(self) -> None:
         _check_file_name(self.file)
-        _check_digests(self)
+        _check_digest("sha256", self.sha256, 64)
+        _check_digest("md5", self.md5, 32)
+        _check_positive(self, "bytes")
         for url in (self.url, *self.mirrors):
             if not _is_web_address(url):
                 raise UserError(f"`url` must begin with http or https, but is `{url}`.")
-        if self.bytes is not None and self.bytes < 1:
-            raise UserError(f"`bytes` must be positive, but is {self.bytes}.")
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,14 @@ class TextFile:
 
     Attributes:
         file: its name without ``.gz`` or ``.xz``, as plain text in ``--source``.
-        sha256: of the uncompressed text, if it is known.
-        members: what to read from the part's archive, one after the other; a member
-            may be compressed itself. They may also stand in ``--source`` unpacked.
+        sha256: of the uncompressed text, if known.
+        members: what to read from the part's archive, one after the other. A member
+            may itself be compressed, and may also lie unpacked in ``--source``.
         local: other names of the same text in ``--source``, with wildcards.
         sample: names of texts of the same kind that ``--smoke`` may use instead.
-        form: ``plain`` (one segment a line), ``sgm`` (``<seg>`` elements), ``tmx`` or
-            ``ted`` (IWSLT's training text with its ``<tags>``); without it the ending
-            of the name decides.
+        form: ``plain`` (one segment per line), ``sgm`` (``<seg>`` elements), ``tmx`` or
+            ``ted`` (IWSLT's training text with its ``<tags>``). By default the ending
+            of the name determines the form.
     """
 
     file: str
@@ -89,7 +91,7 @@ class TextFile:
 
     def __post_init__(self) -> None:
         _check_file_name(self.file)
-        _check_digests(self)
+        _check_digest("sha256", self.sha256, 64)
         if self.form is not None and self.form not in _FORMS:
             raise UserError(
                 f"`form` must be one of {', '.join(_FORMS)}, but is `{self.form}`."
@@ -104,16 +106,15 @@ class Part:
     """Two texts whose segments are translations of each other.
 
     Attributes:
-        name: the parts of ``train`` and ``valid`` are joined, so that only the name of
-            a test set is seen later.
-        lines: how many each side must have, if it is known.
+        name: of a test set, this is the name that users see.
+        lines: the number of lines of each side, if known.
         archive: the name of the archive that holds both sides.
-        local_index: where ``local`` names a longer text: the file in ``--source`` with
+        local_index: where ``local`` names a longer text, the file in ``--source`` with
             the numbers, from 0, of the lines that make up this part, in its order.
         every: take only the lines whose number, from 1, is a multiple of this.
         but_every: take only the other lines.
-        tokenised: the published text is tokenised by Moses and is to be detokenised.
-        licence: its own, where it differs from the recipe's.
+        tokenised: the published text is tokenized by Moses and must be detokenized.
+        licence: only if it differs from that of the recipe.
         mtdata: the identifier of exactly this text in the tool ``mtdata``.
     """
 
@@ -132,7 +133,7 @@ class Part:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", self.name):
             raise UserError(
-                "`name` of a part must be made of letters, digits and `_.+-`, but is "
+                "`name` of a part must consist of letters, digits and `_.+-`, but is "
                 f"`{self.name}`."
             )
         for name in ("every", "but_every"):
@@ -143,46 +144,19 @@ class Part:
             raise UserError("both sides of a part with an `archive` need `members`.")
 
 
-def _is_web_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        has_host = bool(parts.hostname)
-    except ValueError:
-        return False
-    # urlsplit leaves out line ends and leading spaces without a word.
-    is_plain = url.isprintable() and not any(map(str.isspace, url))
-    return is_plain and has_host and parts.scheme in ("http", "https")
-
-
-def _check_file_name(file: str) -> None:
-    if file in ("", ".", "..") or "/" in file:
-        raise UserError(f"`file` must be the name of a file, but is `{file}`.")
-
-
-def _check_digests(owner: object) -> None:
-    for name, length in _DIGITS.items():
-        value = getattr(owner, name, None)
-        if value is not None and not re.fullmatch(f"[0-9a-f]{{{length}}}", value):
-            raise UserError(f"`{name}` must be {length} lower-case hexadecimal digits.")
-
-
-RECIPES = Path(__file__).resolve().parents[2] / "data" / "recipes"
-_MODEL_TYPES = ("bpe", "unigram", "subword-nmt")
-# These are fairseq's names; a test set called so would be taken for another one.
-_SUBSET_NAME = re.compile(r"train|valid|test\d*")
-
-
 @dataclass(frozen=True)
 class Subwords:
     """One SentencePiece model, or one set of subword-nmt's merges, for both languages.
 
     Attributes:
-        vocab_size: pieces of the model, or merges; the dictionary has those in use.
+        vocab_size: the number of pieces, or of merges. The dictionary holds those that
+            occur in the training text.
         model_type: ``bpe`` or ``unigram`` of SentencePiece, or ``subword-nmt`` after
-            Moses' tokeniser, as in older papers (``character_coverage`` is not used).
-        character_coverage: share of all characters that get pieces of their own.
-        max_lines: train on this many lines at most, of both languages together.
-        seed: draws these lines if there are more.
+            Moses' tokenizer, as in older papers.
+        character_coverage: SentencePiece's option: the fraction of all characters that
+            get pieces of their own.
+        max_lines: train on at most this many lines, both languages together.
+        seed: for the selection of these lines.
     """
 
     vocab_size: int
@@ -198,30 +172,28 @@ class Subwords:
                 f"`model_type` must be one of {', '.join(_MODEL_TYPES)}, but is "
                 f"`{self.model_type}`.{did_you_mean(self.model_type, _MODEL_TYPES)}"
             )
-        if not 0 < self.character_coverage <= 1:
-            raise UserError(
-                "`character_coverage` must be above 0 and at most 1, but is "
-                f"{self.character_coverage}."
-            )
+        _check_fraction(self, "character_coverage")
 
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What training pairs must be like; valid and test are never touched.
+    """The rules for training pairs; valid and test text is never changed.
 
-    A pair with an empty side is always dropped. The other filters work if they are
-    given, in this order, and each counts what it drops.
+    A pair with an empty side is always dropped. The other rules run only if they are
+    given, in this order. Each one counts the pairs that it drops.
 
     Attributes:
-        max_words: most words, split at white space, on either side.
-        normalise: bring training text into Unicode's form NFC, without control and
-            format characters, with single spaces. Nothing is dropped by it.
-        max_ratio: most times as many words (plus one) on one side as on the other.
-        max_word_length: most characters of a single word: longer ones are addresses,
-            tables or another script's sentences.
-        min_letters: least share of letters among the characters that are not spaces.
+        max_words: the most words, separated by white space, on either side.
+        normalise: convert the text to Unicode NFC, remove control and format
+            characters and use single spaces. This drops nothing.
+        max_ratio: the longer side may have at most this many times as many words (plus
+            one) as the shorter side (plus one).
+        max_word_length: the most characters in one word. Longer ones are addresses,
+            tables or sentences in another script.
+        min_letters: the least fraction of letters among the characters of a side that
+            are not spaces.
         drop_copies: drop pairs whose sides are equal.
-        drop_duplicates: of equal pairs keep the first only.
+        drop_duplicates: keep only the first of equal pairs.
     """
 
     max_words: int
@@ -234,13 +206,9 @@ class Cleaning:
 
     def __post_init__(self) -> None:
         _check_positive(self, "max_words", "max_word_length")
+        _check_fraction(self, "min_letters")
         if self.max_ratio is not None and not 1 <= self.max_ratio < math.inf:
             raise UserError(f"`max_ratio` must be at least 1, but is {self.max_ratio}.")
-        if self.min_letters is not None and not 0 < self.min_letters <= 1:
-            raise UserError(
-                "`min_letters` must be above 0 and at most 1, but is "
-                f"{self.min_letters}."
-            )
 
 
 @dataclass(frozen=True)
@@ -248,13 +216,13 @@ class Recipe:
     """A corpus and its preparation.
 
     Attributes:
-        published: where a person finds the files.
+        published: where users find the files.
         train: parts that are joined.
         valid: parts that are joined.
-        test: sets that stay by themselves, fairseq's ``test``, ``test1``, ...
-        folder: where the files are, relative to the recipe's own file; without it they
-            are downloaded or given with ``--source``.
-        archives: what can be downloaded.
+        test: separate sets, fairseq's ``test``, ``test1``, ...
+        folder: where the files are, relative to the recipe's own file. Without it they
+            are downloaded or given by ``--source``.
+        archives: the files that can be downloaded.
     """
 
     description: str
@@ -278,25 +246,21 @@ class Recipe:
             raise UserError("`source_lang` and `target_lang` must differ.")
         for place in ("train", "valid", "test"):
             names = [part.name for part in getattr(self, place)]
-            for name in names:
-                if names.count(name) > 1:
-                    kind = "sets" if place == "test" else "parts"
-                    raise UserError(
-                        f"`{place}` must not hold two {kind} named `{name}`."
-                    )
+            repeated = [name for name in names if names.count(name) > 1]
+            if repeated:
+                kind = "sets" if place == "test" else "parts"
+                raise UserError(
+                    f"`{place}` must not hold two {kind} named `{repeated[0]}`."
+                )
         for part in self.test:
             if _SUBSET_NAME.fullmatch(part.name):
                 raise UserError(f"`name` of a test set must not be `{part.name}`.")
-        self._check_archives()
-
-    def _check_archives(self) -> None:
-        names = [archive.file for archive in self.archives]
-        for part in (*self.train, *self.valid, *self.test):
-            if part.archive is not None and part.archive not in names:
-                hint = did_you_mean(part.archive, names)
+        files = [archive.file for archive in self.archives]
+        for part in self.parts():
+            if part.archive is not None and part.archive not in files:
                 raise UserError(
                     f"`archive` of `{part.name}` is `{part.archive}`, which is not in "
-                    f"`archives`.{hint}"
+                    f"`archives`.{did_you_mean(part.archive, files)}"
                 )
 
     def subsets(self) -> dict[str, tuple[Part, ...]]:
@@ -304,14 +268,14 @@ class Recipe:
         tests = {f"test{i or ''}": (part,) for i, part in enumerate(self.test)}
         return {"train": self.train, "valid": self.valid, **tests}
 
-    def archive(self, file: str) -> Archive:
-        """Return the archive of this name."""
-        return next(archive for archive in self.archives if archive.file == file)
+    def parts(self) -> list[Part]:
+        """Return the parts of all subsets."""
+        return list(itertools.chain.from_iterable(self.subsets().values()))
 
 
 def recipe_names() -> list[str]:
     """Return the names of the recipes that ship with the project."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    return sorted(path.stem for path in data_path("recipes").glob("*.yaml"))
 
 
 def load_recipe(name: str) -> tuple[Path, Recipe]:
@@ -321,14 +285,35 @@ def load_recipe(name: str) -> tuple[Path, Recipe]:
         UserError: there is no such recipe, or its file is wrong.
     """
     is_path = name.endswith((".yaml", ".yml"))
-    path = Path(name) if is_path else RECIPES / f"{name}.yaml"
+    path = Path(name) if is_path else data_path("recipes") / f"{name}.yaml"
     if path.is_file():
         return path, read_dataclass(path, Recipe)
     names = recipe_names()
     raise UserError(
         f"there is no recipe `{name}`.{did_you_mean(name, names)} Recipes: "
-        f"{', '.join(names)}; or give the path of a YAML file."
+        f"{', '.join(names)}. A path of a YAML file is possible, too."
     )
+
+
+def _is_web_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname)
+    except ValueError:
+        return False
+    # urlsplit silently removes line ends and leading spaces.
+    is_plain = url.isprintable() and not any(map(str.isspace, url))
+    return is_plain and has_host and parts.scheme in ("http", "https")
+
+
+def _check_file_name(file: str) -> None:
+    if file in ("", ".", "..") or "/" in file:
+        raise UserError(f"`file` must be the name of a file, but is `{file}`.")
+
+
+def _check_digest(name: str, value: str | None, length: int) -> None:
+    if value is not None and not re.fullmatch(f"[0-9a-f]{{{length}}}", value):
+        raise UserError(f"`{name}` must be {length} lower-case hexadecimal digits.")
 
 
 def _check_positive(owner: object, *names: str) -> None:
@@ -336,3 +321,9 @@ def _check_positive(owner: object, *names: str) -> None:
         value = getattr(owner, name)
         if value is not None and value < 1:
             raise UserError(f"`{name}` must be positive, but is {value}.")
+
+
+def _check_fraction(owner: object, name: str) -> None:
+    value = getattr(owner, name)
+    if value is not None and not 0 < value <= 1:
+        raise UserError(f"`{name}` must be above 0 and at most 1, but is {value}.")

@@ -13,14 +13,13 @@ import functools
 import hashlib
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Mapping, Sequence, TypeVar
 
 import yaml
 
 from fairseq_plugins.corpus.manifest import PreparedCorpus, Subset
 from fairseq_plugins.utils.errors import UserError, did_you_mean
-from fairseq_plugins.utils.files import read_lines, sha256_of
+from fairseq_plugins.utils.files import data_path, read_lines, sha256_of
 
 __all__ = [
     "RunTestSet",
@@ -36,8 +35,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-_FILE = Path(__file__).resolve().parents[2] / "data" / "test_sets.yaml"
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class TestSet:
 @functools.cache
 def known_sets() -> tuple[TestSet, ...]:
     """Return all sets; one name may stand for a set of each of several pairs."""
-    entries = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
+    entries = yaml.safe_load(data_path("test_sets.yaml").read_text(encoding="utf-8"))
     return tuple(TestSet(**entry) for entry in entries)
 
 

@@ -1,4 +1,4 @@
-"""Reading compressed text and writing files that are either whole or absent."""
+"""Read compressed text, and write files that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from typing import IO, Any, Callable, Iterator, TextIO, cast
 from fairseq_plugins.utils.errors import UserError
 
 __all__ = [
+    "DAMAGED_ARCHIVE",
+    "data_path",
+    "hash_file",
     "open_text",
     "read_json",
     "read_lines",
@@ -25,7 +28,17 @@ __all__ = [
     "write_lines",
 ]
 
+DAMAGED_ARCHIVE = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error)
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+
+
+def data_path(name: str) -> Path:
+    """Return a file or folder of the project's ``data`` folder.
+
+    An installed package contains what it needs of that folder. In a clone,
+    ``fairseq_plugins/data`` is a link to it.
+    """
+    return Path(__file__).resolve().parents[1] / "data" / name
 
 
 def open_text(path: Path) -> TextIO:
@@ -49,7 +62,7 @@ def read_lines(path: Path) -> list[str]:
         raise UserError(f"`{path}` must be a file, but is a folder.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"`{path}` must be UTF-8 text, but {error}.") from None
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
+    except DAMAGED_ARCHIVE as error:
         raise UserError(f"`{path}` is a damaged archive: {error}.") from None
 
 
@@ -77,7 +90,7 @@ def write_atomically(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def write_lines(path: Path, lines: list[str]) -> None:
-    """Write one line each, atomically."""
+    """Write one string per line, atomically."""
     with write_atomically(path) as stream:
         stream.writelines(line + "\n" for line in lines)
 
@@ -99,20 +112,25 @@ def read_json(path: Path) -> Any:
         raise UserError(f"`{path}` is not valid JSON: {error}.") from None
 
 
-def sha256_of(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
+def hash_file(path: Path, algorithm: str = "sha256") -> str:
+    """Return the hexadecimal digest of a file's bytes."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
 
 
+def sha256_of(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's bytes."""
+    return hash_file(path)
+
+
 def write_between(path: Path, name: str, text: str) -> None:
-    """Replace what stands between ``<!-- NAME-begin -->`` and ``<!-- NAME-end -->``.
+    """Replace the text between ``<!-- NAME-begin -->`` and ``<!-- NAME-end -->``.
 
     Raises:
-        ValueError: the file has no such marks.
+        ValueError: the file lacks these marks.
     """
     begin, end = f"<!-- {name}-begin -->", f"<!-- {name}-end -->"
     before, found, rest = path.read_text(encoding="utf-8").partition(begin)

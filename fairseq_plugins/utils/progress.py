@@ -1,31 +1,58 @@
-"""Say now and then how far a long job has come."""
+"""The progress of a long job: a bar on a terminal, otherwise an occasional line."""
 
 from __future__ import annotations
 
+import io
 import logging
-import time
+import sys
 
-__all__ = ["Progress"]
+from tqdm import tqdm
+
+__all__ = ["progress_bar"]
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_REPORTS = 15.0
+_SECONDS_BETWEEN_LINES = 15.0
 
 
-class Progress:
-    """Counts what is done; jobs of a few seconds report nothing."""
+def progress_bar(
+    unit: str, *, total: int | None = None, done: int = 0, title: str | None = None
+) -> tqdm:
+    """Return a bar to be used as a context manager; its ``update(n)`` counts on.
 
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._done = 0
-        self._started = self._reported = time.monotonic()
+    If standard error is not a terminal, the bar logs a line every 15 seconds, so short
+    jobs log nothing.
 
-    def add(self, number: int) -> None:
-        """Count ``number`` more, and report if the last report is long ago."""
-        self._done += number
-        now = time.monotonic()
-        if now - self._reported >= _SECONDS_BETWEEN_REPORTS:
-            self._reported = now
-            rate = self._done / (now - self._started)
-            done = f"{self._done:,} {self._what}"
-            logger.info("      %s, %s a second", done, f"{rate:,.0f}")
+    Args:
+        unit: the thing that is counted.
+        total: its number, if known.
+        done: the number that was done before.
+        title: stands at the beginning.
+    """
+    is_terminal = sys.stderr.isatty()
+    return _Bar(
+        desc=title,
+        total=total,
+        initial=done,
+        unit=f" {unit}",
+        unit_scale=True,
+        miniters=1,
+        mininterval=0.2 if is_terminal else _SECONDS_BETWEEN_LINES,
+        delay=0 if is_terminal else _SECONDS_BETWEEN_LINES,
+        ncols=None if is_terminal else 0,  # 0: numbers only
+        file=sys.stderr if is_terminal else _LogLines(),
+        leave=False,
+    )
+
+
+class _Bar(tqdm):
+    monitor_interval = 0  # no thread: the jobs fork
+
+
+class _LogLines(io.StringIO):
+    """Logs each state of a bar as a line."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            logger.info("      %s", text.strip())
+        return len(text)

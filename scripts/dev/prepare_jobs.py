@@ -8,6 +8,7 @@ FOLDER holds ``train.SRC`` and ``train.TGT`` as text, and ``joint.model``.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import subprocess
 import sys
@@ -58,11 +59,13 @@ def encode_and_binarise(folder: Path, workers: int) -> None:
     pairs = 0
     for language in LANGUAGES:
         text = folder / f"train.{language}"
-        encoder = SentencePieces(folder / "joint.model", by_word=True)
-        binarize.encode(encoder, text, folder / "ids" / text.name, workers=workers)
+        make_encoder = functools.partial(
+            SentencePieces, folder / "joint.model", by_word=True
+        )
+        binarize.encode(make_encoder, text, folder / "ids" / text.name, workers=workers)
         lengths = folder / "ids" / f"{text.name}{binarize.ENDINGS[1]}"
         pairs = lengths.stat().st_size // 4
-    binarize.binarise(
+    binarize.binarize(
         folder / "ids", folder / "ours", pairs={"train": pairs},
         source_lang=LANGUAGES[0], target_lang=LANGUAGES[1],
     )  # fmt: skip

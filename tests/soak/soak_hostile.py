@@ -16,7 +16,7 @@ from soak_common import write_corpus
 from soak_payloads import checkpoints, climbing_archives, yaml_texts
 
 from fairseq_plugins.corpus.manifest import FORMAT, PreparedCorpus
-from fairseq_plugins.corpus.readers import Text, segments
+from fairseq_plugins.corpus.readers import Text, read_segments
 from fairseq_plugins.corpus.recipe import Archive, Recipe
 from fairseq_plugins.training.config import read_config
 from fairseq_plugins.utils.errors import UserError
@@ -110,7 +110,7 @@ def climb(folder: Path) -> Any:
         for member in ("text.xx", "../climbed", str(folder / "climbed")):
             count += 1
             text = Text(path, (member,), "plain")
-            crashed += _crash(name, lambda: list(segments(text, "xx")))
+            crashed += _crash(name, lambda: list(read_segments(text, "xx")))
         written.update(str(p.relative_to(folder)) for p in folder.rglob("*climbed*"))
     return {"reads": count, "written": sorted(written), "crashed": crashed,
             "passed": not written and not crashed}  # fmt: skip
@@ -147,7 +147,7 @@ def open_other_schemes(folder: Path) -> Any:
 
 
 def _text(form: str, members: tuple[str, ...] = ()) -> Callable[..., Any]:
-    return lambda path: list(segments(Text(path, members, form), "xx"))
+    return lambda path: list(read_segments(Text(path, members, form), "xx"))
 
 
 def _override(path: Path) -> None:

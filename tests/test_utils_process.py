@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import signal
 import subprocess
@@ -10,11 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fairseq_plugins.utils.process import run_logged
 
-# Says its process id and then waits for a signal.
+# Prints its process id and then waits for a signal.
 CHILD = "import os, time; print('child', os.getpid(), flush=True); time.sleep(60)"
 PARENT = f"""
 import sys
@@ -25,7 +25,7 @@ run_logged(
     log=Path(sys.argv[1]),
     on_line=lambda line: print(line, end="", flush=True),
 )
-print("went on")
+print("continued")
 """
 
 
@@ -39,11 +39,9 @@ def ignore(line: str) -> None:
 
 def is_running(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    state = Path(f"/proc/{pid}/stat")
-    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_output_and_errors_go_to_the_log_and_to_the_watcher(tmp_path: Path) -> None:
@@ -129,7 +127,7 @@ def test_whatever_ends_the_parent_ends_the_command(
         assert parent.stdout is not None
         child = int(parent.stdout.readline().split()[1])
         parent.send_signal(signum)
-        assert "went on" not in parent.stdout.read()
+        assert "continued" not in parent.stdout.read()
         assert parent.wait(timeout=20) == status
     deadline = time.monotonic() + 10
     while is_running(child) and time.monotonic() < deadline:

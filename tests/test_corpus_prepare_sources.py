@@ -1,4 +1,4 @@
-"""scripts/prepare.py with archives, single stages, tiny slices and many processes."""
+"""scripts/prepare.py with archives, single stages, slices and several processes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from conftest import SHARED_DATA
-from test_prepare import PAIRS, SCRIPT, call, outputs, write_corpus
+from test_corpus_prepare import PAIRS, SCRIPT, call, outputs, write_corpus
 
 from fairseq_plugins.corpus.manifest import PreparedCorpus
 
@@ -35,7 +36,7 @@ def sgm(text: str) -> bytes:
 
 
 def write_archives(folder: Path) -> tuple[Path, Path]:
-    """Put the corpus of ``test_prepare`` into a tgz and a tar, with a recipe."""
+    """Put the corpus of ``test_corpus_prepare`` into a tgz and a tar, with a recipe."""
     recipe_path = write_corpus(folder)
     content: dict[str, Any] = yaml.safe_load(recipe_path.read_text())
     del content["folder"]
@@ -107,7 +108,7 @@ def server(corpus: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def test_what_is_downloaded_is_prepared_and_downloaded_once(corpus, server, tmp_path):
+def test_archives_are_downloaded_once_and_prepared(corpus, server, tmp_path):
     recipe = tmp_path / "packed.yaml"
     text = (corpus / "packed.yaml").read_text()
     recipe.write_text(text.replace("http://127.0.0.1:9", server))
@@ -122,7 +123,7 @@ def test_what_is_downloaded_is_prepared_and_downloaded_once(corpus, server, tmp_
     assert outputs(tmp_path / "out") == outputs(corpus / "whole")
 
 
-def test_an_archive_of_the_user_s_with_other_bytes_is_refused(corpus, tmp_path):
+def test_a_local_archive_with_other_bytes_is_refused(corpus, tmp_path):
     packed = Path(shutil.copytree(corpus / "packed", tmp_path / "packed"))
     with open(packed / "train.tgz", "r+b") as stream:
         stream.seek(200)
@@ -138,13 +139,13 @@ def test_an_archive_of_the_user_s_with_other_bytes_is_refused(corpus, tmp_path):
     assert "train.de, train.en (400 lines each), or train.tgz" in result.stderr
 
 
-def test_stages_one_by_one_make_what_all_make(corpus, tmp_path):
+def test_single_stages_make_the_same_as_all_at_once(corpus, tmp_path):
     out = tmp_path / "out"
     arguments = (corpus / "mine.yaml", "--out", out, "--workers", 1, "--stage")
     result = call(*arguments, "encode")
     assert result.returncode == 2
     assert "`--stage encode` needs `text-train-train`" in result.stderr
-    assert "run `--stage extract` first, or all stages" in result.stderr
+    assert "Run `--stage extract` first, or all stages" in result.stderr
     for stage in STAGES:
         assert not (out / "manifest.json").exists()
         result = call(*arguments, stage)
@@ -163,7 +164,7 @@ def test_a_stage_of_other_settings_leaves_nothing_that_looks_finished(corpus, tm
     assert not (out / "bin").exists() and not (out / "ids").exists()
 
 
-def test_smoke_takes_what_there_is_names_the_rest_and_stays_apart(corpus, tmp_path):
+def test_smoke_takes_existing_files_and_names_the_others(corpus, tmp_path):
     content = yaml.safe_load((corpus / "packed.yaml").read_text())
     part = json.loads(json.dumps(content["train"][0]))
     part["name"] = "absent"
@@ -186,7 +187,7 @@ def test_smoke_takes_what_there_is_names_the_rest_and_stays_apart(corpus, tmp_pa
     assert result.returncode == 2 and "lacks train, absent." in result.stderr
     result = call(*arguments, "--smoke")
     assert result.returncode == 0, result.stderr
-    assert "Left out, since the source lacks it: absent\n" in result.stderr
+    assert "Left out, because the source lacks it: absent\n" in result.stderr
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["smoke"] == {"left_out": ["absent"]}
     assert manifest["recipe"] == "slice-smoke"
@@ -196,16 +197,14 @@ def test_smoke_takes_what_there_is_names_the_rest_and_stays_apart(corpus, tmp_pa
 @pytest.mark.parametrize(
     ("option", "pieces"), [((), 1000), (("--vocab-size", 1200), 1200)]
 )
-def test_the_limit_of_smoke_is_not_for_a_vocabulary_that_was_asked_for(
-    tmp_path, option, pieces
-):
+def test_smoke_does_not_limit_an_explicit_vocabulary_size(tmp_path, option, pieces):
     out = tmp_path / "out"
     result = call("builtin-en-fr", "--smoke", *option, "--out", out)
     assert result.returncode == 0, result.stderr
     assert len((out / "spm/joint.vocab").read_text().splitlines()) == pieces
 
 
-def test_subword_nmt_after_moses_is_what_these_tools_make(corpus, tmp_path):
+def test_subword_nmt_after_moses_gives_the_output_of_these_tools(corpus, tmp_path):
     sacremoses = pytest.importorskip("sacremoses")
     apply_bpe = pytest.importorskip("subword_nmt.apply_bpe")
     out = tmp_path / "out"
@@ -225,21 +224,8 @@ def test_subword_nmt_after_moses_is_what_these_tools_make(corpus, tmp_path):
     assert [encoded[number] for number in ids] == " ".join(expected).split()
 
 
-def children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for path in tasks for child in path.read_text().split()]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state not in "ZX"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_killed_no_worker_process_is_left(corpus, tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills them")
+def test_a_killed_run_leaves_no_worker_process(corpus, tmp_path):
     out = tmp_path / "out"
     for language in LANGUAGES.values():
         lines = (corpus / "text" / f"train.{language}").read_text()
@@ -250,14 +236,13 @@ def test_killed_no_worker_process_is_left(corpus, tmp_path):
                str(tmp_path), "--out", str(out), "--workers", "2"]  # fmt: skip
     running = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while len(workers := children(running.pid)) < 2:
+    while len(workers := psutil.Process(running.pid).children()) < 2:
         assert running.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
     running.kill()
     running.wait()
-    while any(map(is_alive, workers)):
-        assert time.monotonic() < deadline, "workers outlive their parent"
-        time.sleep(0.01)
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
     assert not (out / "manifest.json").exists()
 
 
@@ -286,7 +271,7 @@ def test_a_slice_of_each_large_recipe_is_prepared(name, tests, left_out, tmp_pat
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="needs ../shared/data")
-def test_without_smoke_what_the_source_lacks_is_named(tmp_path):
+def test_without_smoke_missing_files_are_named(tmp_path):
     result = call("wmt14-en-fr", "--source", SHARED_DATA, "--out", tmp_path / "out")
     assert result.returncode == 2
     assert "lacks europarl-v7, commoncrawl, un, news-commentary-v9, giga." in (

@@ -1,4 +1,4 @@
-"""Downloads from a server that breaks off, lies, moves or fails."""
+"""Downloads from a server that breaks off, sends other bytes, redirects or fails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Iterator
 import pytest
 from conftest import ROOT
 
-from fairseq_plugins.corpus.fetch import check, fetch
+from fairseq_plugins.corpus.fetch import fetch, verify
 from fairseq_plugins.corpus.recipe import Archive
 from fairseq_plugins.utils.errors import UserError
 
@@ -27,8 +27,8 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 class Handler(http.server.BaseHTTPRequestHandler):
     """``/good``, ``/wrong``, ``/short``, ``/cut`` (the first answer ends early),
-    ``/norange``, ``/slow``, ``/away`` (redirects to another protocol), ``/500``; what
-    else is asked for is not there."""
+    ``/norange``, ``/slow``, ``/away`` (redirects to another protocol) and ``/500``.
+    Nothing else exists."""
 
     def do_GET(self) -> None:
         server = self.server
@@ -102,7 +102,7 @@ def test_a_download_is_whole_and_recorded_and_done_once(server, tmp_path, facts)
     assert files(tmp_path) == {"a.tgz", "a.tgz.json"}
 
 
-def test_what_broke_off_is_gone_on_with(server, tmp_path):
+def test_a_broken_download_is_continued(server, tmp_path):
     fetch(archive(server, "cut", sha256=SHA256), tmp_path / "a.tgz", pause=0)
     assert server.requests == [("cut", None), ("cut", "bytes=100000-")]
     assert (tmp_path / "a.tgz").read_bytes() == CONTENT
@@ -110,7 +110,7 @@ def test_what_broke_off_is_gone_on_with(server, tmp_path):
 
 @pytest.mark.parametrize("kind", ["good", "norange"])
 @pytest.mark.parametrize("have", [1, 299_999, 300_000])
-def test_a_rest_of_an_earlier_run_is_used_where_the_server_can(
+def test_a_partial_file_of_an_earlier_run_is_continued_if_the_server_can(
     server, tmp_path, kind, have
 ):
     (tmp_path / ".a.tgz.partial").write_bytes(CONTENT[:have])
@@ -119,7 +119,7 @@ def test_a_rest_of_an_earlier_run_is_used_where_the_server_can(
     assert server.requests[0] == (kind, f"bytes={have}-")
 
 
-def test_a_rest_of_another_file_is_thrown_away_and_the_next_place_tried(
+def test_a_partial_file_of_other_bytes_is_deleted_and_the_next_place_tried(
     server, tmp_path
 ):
     (tmp_path / ".a.tgz.partial").write_bytes(b"?" * 1000)
@@ -167,12 +167,12 @@ def test_a_file_that_was_changed_after_its_download_is_refused(server, tmp_path)
     path.write_bytes(CONTENT[::-1])
     with pytest.raises(UserError, match=f"must have sha256 {SHA256}, but has"):
         fetch(archive(server, "good"), path)
-    with pytest.raises(UserError, match="Delete it, and run again"):
-        check(archive(server, "good", bytes=5), path)
+    with pytest.raises(UserError, match="Delete it and run again"):
+        verify(archive(server, "good", bytes=5), path)
 
 
 @pytest.mark.parametrize("url", ["ftp://x/y", "file:///etc/passwd", "x", "http:///x"])
-def test_only_the_web_is_a_place_to_download_from(url):
+def test_only_web_addresses_are_accepted(url):
     with pytest.raises(UserError, match="must begin with http or https"):
         Archive("a", url)
 
@@ -185,7 +185,7 @@ PROGRAM = (
 )
 
 
-def test_killed_while_it_downloads_it_goes_on_from_there(server, tmp_path):
+def test_a_killed_download_is_continued(server, tmp_path):
     path, partial = tmp_path / "a.tgz", tmp_path / ".a.tgz.partial"
     command = [sys.executable, "-c", PROGRAM, f"{server.url}/slow", str(path)]
     running = subprocess.Popen(command, cwd=ROOT)
@@ -202,7 +202,7 @@ def test_killed_while_it_downloads_it_goes_on_from_there(server, tmp_path):
     assert path.read_bytes() == CONTENT
 
 
-def test_a_full_disk_ends_the_download_at_once_and_keeps_what_came(server, tmp_path):
+def test_a_full_disk_ends_the_download_and_keeps_its_beginning(server, tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, f"{server.url}/good", tmp_path / "a.tgz"],
         cwd=ROOT, capture_output=True, text=True,
@@ -213,18 +213,18 @@ def test_a_full_disk_ends_the_download_at_once_and_keeps_what_came(server, tmp_p
     assert files(tmp_path) == {".a.tgz.partial"}
 
 
-def test_what_was_put_there_by_hand_is_recorded_and_not_read_again(
+def test_a_file_that_the_user_put_there_is_recorded_and_not_read_again(
     server, tmp_path, monkeypatch
 ):
     (tmp_path / "a.tgz").write_bytes(CONTENT)
     wanted = archive(server, "good", sha256=SHA256)
     fetch(wanted, tmp_path / "a.tgz")
-    monkeypatch.setattr("fairseq_plugins.corpus.fetch.sha256_of", None)
+    monkeypatch.setattr("fairseq_plugins.corpus.fetch.hash_file", None)
     fetch(wanted, tmp_path / "a.tgz")
     assert not server.requests
 
 
-def test_another_download_is_held_to_what_the_first_one_was(server, tmp_path):
+def test_a_later_download_must_have_the_digest_of_the_first_one(server, tmp_path):
     fetch(archive(server, "good"), tmp_path / "a.tgz")
     (tmp_path / "a.tgz").unlink()
     with pytest.raises(UserError, match=f"must have sha256 {SHA256}, but has"):

@@ -1,4 +1,4 @@
-"""The engine under prepare.py, with stages that only join text."""
+"""Which stages run again, with toy stages that only join text."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fairseq_plugins.corpus.manifest import FORMAT
-from fairseq_plugins.corpus.stages import Stage, Workshop
+from fairseq_plugins.corpus.stages import Stage, StageRunner
 from fairseq_plugins.utils.errors import UserError
 
-# stage: what it reads. `left` and `right` are files from outside.
+# stage: its inputs. `left` and `right` are files from outside.
 GRAPH = {
     "a": ["left"],
     "b": ["right"],
@@ -57,7 +58,7 @@ class Factory:
     def run(self, name: str, inputs: list[Path]) -> dict[str, int]:
         self.ran.append(name)
         if name == self.failing:
-            raise UserError("as asked")
+            raise UserError("as planned")
         out = self.folder / "out" / name
         out.parent.mkdir(exist_ok=True)
         out.write_text(self.expected(name))
@@ -65,7 +66,7 @@ class Factory:
         return {"letters": 1}
 
     def expected(self, name: str) -> str:
-        """What a run from nothing would write."""
+        """The output of a run from scratch."""
         inputs = [
             self.expected(key[4:]) if "/" in key else self.path(key).read_text()
             for key in GRAPH[name]
@@ -73,11 +74,11 @@ class Factory:
         return f"{name}{self.settings[name]}({','.join(inputs)})"
 
     def update(self, names: str = "abcd") -> str:
-        """Do what a new process would do and return which stages ran."""
+        """Act as a new process and return which stages ran."""
         self.ran = []
-        workshop = Workshop(self.folder, recipe="toy")
-        workshop.bring_up_to_date([self.stage(name) for name in names])
-        workshop.finish({"note": "hello"})
+        runner = StageRunner(self.folder, recipe="toy")
+        runner.run([self.stage(name) for name in names])
+        runner.finish({"note": "hello"})
         return "".join(self.ran)
 
     def files(self) -> set[str]:
@@ -122,7 +123,7 @@ def test_only_the_stage_of_a_deleted_or_damaged_output_runs_again(
 def test_a_failure_leaves_no_manifest_and_no_output_of_the_former_settings(factory):
     factory.settings["a"] = 2
     factory.failing = "a"
-    with pytest.raises(UserError, match="as asked"):
+    with pytest.raises(UserError, match="as planned"):
         factory.update()
     assert factory.files() == {"b", ".progress.json"}
 
@@ -158,15 +159,15 @@ def test_without_a_usable_manifest_all_is_done_again(factory, content):
 
 
 def test_a_new_description_is_written_without_running_anything(factory):
-    workshop = Workshop(factory.folder, recipe="toy")
-    workshop.finish({"note": "new"})
+    runner = StageRunner(factory.folder, recipe="toy")
+    runner.finish({"note": "new"})
     assert json.loads((factory.folder / "manifest.json").read_text())["note"] == "new"
     assert factory.update() == ""
 
 
 def test_a_folder_of_another_recipe_is_refused(factory):
     with pytest.raises(UserError, match="holds `toy` and not `other`"):
-        Workshop(factory.folder, recipe="other")
+        StageRunner(factory.folder, recipe="other")
 
 
 _EVENTS = st.one_of(
@@ -180,7 +181,7 @@ _EVENTS = st.one_of(
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(events=st.lists(_EVENTS, min_size=1, max_size=6))
-def test_whatever_happened_a_run_ends_with_what_a_fresh_one_makes(
+def test_after_any_events_a_run_ends_with_the_output_of_a_fresh_one(
     tmp_path_factory, events
 ):
     factory = Factory(tmp_path_factory.mktemp("factory"))

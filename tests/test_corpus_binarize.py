@@ -1,22 +1,26 @@
-"""Text in numbers of pieces, and the bytes that fairseq-preprocess would write."""
+"""Encoding and binarizing: the bytes that fairseq-preprocess would write."""
 
 from __future__ import annotations
 
 import filecmp
+import functools
 import lzma
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sentencepiece
 from conftest import SHARED_DATA, run_module
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fairseq_plugins.corpus import binarize, subwords
 from fairseq_plugins.corpus.binarize import (
     Dictionary,
     EncodedText,
+    count_tokens,
     encode,
     write_binary,
 )
@@ -54,9 +58,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain = [folder / f"plain.{language}" for language in LANGUAGES]
     for path in plain:
         path.write_text("".join(f"{a}{b} {b}\n" for a in SYLLABLES for b in SYLLABLES))
-    subwords.train(
+    subwords.train_sentencepiece(
         plain, folder / "joint.model", folder / "joint.vocab",
-        subwords=Subwords(60, "bpe", 1.0, 10**6, 1),
+        settings=Subwords(60, "bpe", 1.0, 10**6, 1),
     )  # fmt: skip
     return folder
 
@@ -69,18 +73,20 @@ def processor(corpus: Path) -> sentencepiece.SentencePieceProcessor:
 def ours(corpus: Path, folder: Path, *, workers: int, by_word: bool) -> None:
     pairs = {}
     for path in sorted((corpus / "raw").iterdir()):
-        encoder = SentencePieces(corpus / "joint.model", by_word=by_word)
-        encode(encoder, path, folder / "ids" / path.name, workers=workers)
+        make_encoder = functools.partial(
+            SentencePieces, corpus / "joint.model", by_word=by_word
+        )
+        encode(make_encoder, path, folder / "ids" / path.name, workers=workers)
         pairs[path.stem] = len(path.read_bytes().split(b"\n")) - 1
     order = {subset: pairs[subset] for subset in ("train", "valid", "test")}
-    binarize.binarise(
+    binarize.binarize(
         folder / "ids", folder / "bin", pairs=order, source_lang="de", target_lang="en"
     )
 
 
 @pytest.fixture(scope="module")
 def theirs(corpus: Path, processor: sentencepiece.SentencePieceProcessor) -> Path:
-    """What spm_encode and fairseq-preprocess make of the corpus."""
+    """The output of spm_encode and fairseq-preprocess for the corpus."""
     folder = corpus / "theirs"
     folder.mkdir()
     for path in (corpus / "raw").iterdir():
@@ -101,7 +107,7 @@ def theirs(corpus: Path, processor: sentencepiece.SentencePieceProcessor) -> Pat
 def test_all_files_are_those_of_spm_encode_and_fairseq_preprocess(
     corpus, theirs, tmp_path, monkeypatch, workers, by_word
 ):
-    monkeypatch.setattr("fairseq_plugins.utils.workers.LINES_PER_BLOCK", 100)
+    monkeypatch.setattr("fairseq_plugins.corpus.blocks.LINES_PER_BLOCK", 100)
     ours(corpus, tmp_path, workers=workers, by_word=by_word)
     names = sorted(path.name for path in theirs.iterdir() if path.suffix != ".log")
     assert sorted(path.name for path in (tmp_path / "bin").iterdir()) == names
@@ -130,31 +136,28 @@ def test_by_words_any_text_gets_the_pieces_of_whole_lines(corpus, lines):
     blocks = []
     for by_word in (True, False):
         encoder = SentencePieces(corpus / "joint.model", by_word=by_word)
-        encoder.load()
         blocks.append(encoder.encode(lines))
     assert blocks[0].ids.tolist() == blocks[1].ids.tolist()
     assert blocks[0].lengths.tolist() == blocks[1].lengths.tolist()
     assert blocks[0].extra == blocks[1].extra
 
 
-def test_remembered_words_are_forgotten_and_learnt_again(corpus, monkeypatch):
+def test_a_full_word_cache_is_cleared_without_any_effect(corpus, monkeypatch):
     monkeypatch.setattr("fairseq_plugins.corpus.subwords._MOST_WORDS", 10)
     lines = (corpus / "raw" / "train.de").read_text(encoding="utf-8").split("\n")
     model = corpus / "joint.model"
     encoders = [SentencePieces(model, by_word=by_word) for by_word in (True, False)]
-    for encoder in encoders:
-        encoder.load()
     for start in range(0, 300, 50):
         ids = [encoder.encode(lines[start : start + 50]).ids for encoder in encoders]
         assert np.array_equal(*ids)
 
 
-def test_a_dictionary_of_65500_words_takes_two_more_bytes_a_token(tmp_path):
+def test_a_dictionary_of_65500_words_takes_two_more_bytes_per_token(tmp_path):
     from fairseq.data.indexed_dataset import best_fitting_int_dtype
 
     text = tmp_path / "text"
     text.write_text("a b\n")
-    encode(Words(), text, tmp_path / "e", workers=1)
+    encode(Words, text, tmp_path / "e", workers=1)
     for size in (65_499, 65_500):
         dictionary = Dictionary([("a", 2), *((f"w{i}", 1) for i in range(size - 5))])
         assert len(dictionary) == size
@@ -163,7 +166,7 @@ def test_a_dictionary_of_65500_words_takes_two_more_bytes_a_token(tmp_path):
         assert (tmp_path / "b.bin").read_bytes() == expected.tobytes()
 
 
-def test_a_dictionary_reads_what_it_wrote_and_refuses_what_is_none(tmp_path):
+def test_a_dictionary_is_read_as_written_and_another_file_is_refused(tmp_path):
     path = tmp_path / "dict.txt"
     built = Dictionary.build(binarize.Counter({"b": 2, "a": 2, "c": 5, "<unk>": 9}))
     assert [word for word, _ in built.words[:3]] == ["c", "a", "b"]
@@ -176,7 +179,7 @@ def test_a_dictionary_reads_what_it_wrote_and_refuses_what_is_none(tmp_path):
 
 
 def test_encoded_text_that_was_cut_is_refused(corpus, tmp_path):
-    encode(Words(), corpus / "raw" / "test.de", tmp_path / "e", workers=1)
+    encode(Words, corpus / "raw" / "test.de", tmp_path / "e", workers=1)
     ids = tmp_path / "e.ids"
     ids.write_bytes(ids.read_bytes()[:-4])
     with pytest.raises(UserError, match="e.ids` is shorter than its lengths say"):
@@ -193,9 +196,58 @@ def test_files_that_a_real_fairseq_wrote_are_written_again(subset, language, tmp
     text, words = tmp_path / "text", tmp_path / "dict.txt"
     text.write_bytes(unpacked(f"{subset}.bpe.{language}"))
     words.write_bytes(unpacked(f"dict.{language}.txt"))
-    encode(Words(), text, tmp_path / "e", workers=1)
+    encode(Words, text, tmp_path / "e", workers=1)
     dictionary = Dictionary.load(words)
     write_binary(EncodedText.open(tmp_path / "e"), tmp_path / "ours", dictionary)
     for ending in ("bin", "idx"):
         expected = unpacked(f"{subset}.de-en.{language}.{ending}")
         assert (tmp_path / f"ours.{ending}").read_bytes() == expected
+
+
+# From the log of the fairseq that wrote them (../shared/data/fairseq_bin): sentences,
+# tokens, and unknown tokens in percent as printed.
+PUBLISHED = {
+    "test.de-en.de": (6750, 161838, "0.0636"),
+    "test.de-en.en": (6750, 156928, "0.00892"),
+    "valid.de-en.de": (7283, 182592, "0.0192"),
+    "valid.de-en.en": (7283, 178622, "0.00448"),
+}
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="needs ../shared/data")
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_counts_are_those_that_fairseq_printed(name, tmp_path):
+    for ending in ("bin", "idx"):
+        packed = SHARED_DATA / "fairseq_bin" / f"{name}.{ending}.xz"
+        (tmp_path / f"{name}.{ending}").write_bytes(lzma.open(packed).read())
+    text = count_tokens(tmp_path / name)
+    share = f"{100 * text.unknown / text.tokens:.3}"
+    assert (text.sentences, text.tokens, share) == PUBLISHED[name]
+
+
+@pytest.fixture
+def prefix(tiny_data: Path, tmp_path: Path) -> Path:
+    for ending in ("bin", "idx"):
+        shutil.copy(tiny_data / f"valid.xx-yy.xx.{ending}", tmp_path / f"text.{ending}")
+    return tmp_path / "text"
+
+
+def test_every_sentence_has_its_words_and_an_end_mark(prefix, tiny_data):
+    words = (tiny_data.parent / "valid.xx").read_text().split()
+    text = count_tokens(prefix)
+    assert (text.sentences, text.tokens) == (20, len(words) + 20)
+
+
+@pytest.mark.parametrize("ending, length", [("bin", 8), ("idx", 30), ("idx", 3)])
+def test_a_truncated_file_is_refused(prefix, ending, length):
+    path = prefix.with_suffix(f".{ending}")
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(UserError, match=f"text.{ending}"):
+        count_tokens(prefix)
+
+
+def test_an_index_of_another_kind_is_refused(prefix):
+    path = prefix.with_suffix(".idx")
+    path.write_bytes(b"TNTIDX\x00\x00\x00" + path.read_bytes()[9:])
+    with pytest.raises(UserError, match="text.idx` is not an index that fairseq wrote"):
+        count_tokens(prefix)

@@ -1,4 +1,4 @@
-"""What scripts/prepare.py refuses, and how it says so."""
+"""Arguments and inputs that scripts/prepare.py refuses, and its messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_prepare import call, outputs, write_corpus
+from test_corpus_prepare import call, outputs, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def _latin1(path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "spoil, message",
+    "damage, message",
     [
         (_empty, "` is empty."),
         (_shorten, "must have equally many lines, but have 399 and 400."),
@@ -89,14 +89,14 @@ def _latin1(path: Path) -> Path:
         (_latin1, "` must be UTF-8 text, but line "),
     ],
 )
-def test_a_spoilt_source_is_refused_by_name_and_leaves_no_text(
-    recipe, text, tmp_path, spoil, message
+def test_a_damaged_source_is_refused_by_name_and_leaves_no_text(
+    recipe, text, tmp_path, damage, message
 ):
-    spoilt = spoil(text / "train.de")
+    damaged = damage(text / "train.de")
     out = tmp_path / "out"
     result = call(recipe, "--source", text, "--out", out)
     assert result.returncode == 2
-    assert f"error: `{spoilt}" in result.stderr
+    assert f"error: `{damaged}" in result.stderr
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert outputs(out) == {}
@@ -153,7 +153,7 @@ def test_another_corpus_of_the_same_recipe_name_is_not_overwritten(
     result = call(other, "--out", out)
     assert result.returncode == 2
     assert f"`{out}` holds another corpus of the name `mine`" in result.stderr
-    assert how in result.stderr and "Choose another --out" in result.stderr
+    assert how in result.stderr and "Choose another `--out`" in result.stderr
     for path, content in before.items():
         assert path.read_bytes() == content
 

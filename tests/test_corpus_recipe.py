@@ -10,13 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from fairseq_plugins.corpus.extract import locate, source_folder
-from fairseq_plugins.corpus.prepare import prepare
 from fairseq_plugins.corpus.recipe import load_recipe, recipe_names
 from fairseq_plugins.utils.errors import UserError
 
 
-def _part(name: str, **more: Any) -> dict[str, Any]:
+def make_part(name: str, **more: Any) -> dict[str, Any]:
     sides = {"source": {"file": f"{name}.de"}, "target": {"file": f"{name}.en"}}
     return {"name": name, **sides, **more}
 
@@ -27,9 +25,9 @@ GOOD: dict[str, Any] = {
     "target_lang": "en",
     "licence": "free",
     "published": "a place",
-    "train": [_part("one"), _part("two", lines=7)],
-    "valid": [_part("dev")],
-    "test": [_part("old"), _part("new")],
+    "train": [make_part("one"), make_part("two", lines=7)],
+    "valid": [make_part("dev")],
+    "test": [make_part("old"), make_part("new")],
     "subwords": {
         "vocab_size": 100,
         "model_type": "bpe",
@@ -41,14 +39,15 @@ GOOD: dict[str, Any] = {
 }
 
 
+def write_recipe(folder: Path, content: Any) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.dump(content))
+    return path
+
+
 @pytest.fixture
 def load(tmp_path: Path):
-    def load(content: Any) -> Any:
-        path = tmp_path / "mine.yaml"
-        path.write_text(content if isinstance(content, str) else yaml.dump(content))
-        return load_recipe(str(path))[1]
-
-    return load
+    return lambda content: load_recipe(str(write_recipe(tmp_path, content)))[1]
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -90,7 +89,7 @@ def _changed(path: str, value: Any) -> dict[str, Any]:
         ("source_lang", "en", "`source_lang` and `target_lang` must differ"),
         ("source_lang", "../de", "`../de` must be a language code"),
         ("train", [], "`train` must be a list with at least one entry"),
-        ("train", _part("one"), "`train` must be a list with at least one entry"),
+        ("train", make_part("one"), "`train` must be a list with at least one entry"),
         ("train.1.lines", "7", "`train[1].lines` must be a whole number, but is `7`"),
         ("train.1.lines", True, "`train[1].lines` must be a whole number"),
         ("valid.0", "dev", "`valid[0]` must hold lines of `key: value`"),
@@ -124,59 +123,6 @@ def test_a_key_given_twice_is_refused(load):
 
 
 @pytest.mark.parametrize("content", ["", "- a", "text", "a: [", "\t"])
-def test_what_is_no_mapping_is_refused(load, content):
+def test_a_file_without_a_mapping_is_refused(load, content):
     with pytest.raises(UserError, match="mine.yaml"):
         load(content)
-
-
-def test_all_missing_files_are_named_at_once_with_their_origin(load, tmp_path):
-    recipe = load(GOOD)
-    (tmp_path / "one.de").write_text("x\n")
-    with pytest.raises(UserError) as error:
-        locate(recipe, tmp_path)
-    message = str(error.value)
-    assert "lacks one.en, two.de, two.en, dev.de, dev.en, old.de" in message
-    assert "two.de, two.en (7 lines each)" in message
-    assert "published in a place" in message
-
-
-def test_a_recipe_s_own_folder_is_relative_to_its_file_and_source_wins(load, tmp_path):
-    recipe_file = tmp_path / "recipes" / "mine.yaml"
-    recipe = load({**GOOD, "folder": "../text"})
-    assert source_folder(recipe_file, recipe, None) == tmp_path / "text"
-    assert source_folder(recipe_file, recipe, tmp_path) == tmp_path
-
-
-def test_a_longer_text_whose_name_begins_alike_is_not_the_part_itself(load, tmp_path):
-    part = _part("one", local_index="numbers")
-    for side in (part["source"], part["target"]):
-        side["local"] = [side["file"] + ".long"]
-    recipe = load({**GOOD, "train": [part]})
-    for name in ("one.de.long", "one.en.long", "numbers", "dev.de", "dev.en", "old.de",
-                 "old.en", "new.de", "new.en"):  # fmt: skip
-        (tmp_path / name).write_text("x\n")
-    located = locate(recipe, tmp_path).subsets["train"][0]
-    assert located.line_numbers == tmp_path / "numbers"
-    for name in ("one.de", "one.en.gz"):
-        (tmp_path / name).write_text("x\n")
-    located = locate(recipe, tmp_path).subsets["train"][0]
-    assert located.source.path == tmp_path / "one.de"
-    assert located.line_numbers is None
-
-
-def test_a_change_is_seen_in_each_of_two_files_of_one_name(load, tmp_path):
-    recipe = copy.deepcopy(GOOD)
-    parts = [recipe["train"][0], *recipe["valid"], *recipe["test"]]
-    for language, side in (("de", "source"), ("en", "target")):
-        (tmp_path / "from" / language).mkdir(parents=True)
-        for part in parts:
-            name = f"{language}/{part['name']}"
-            part[side]["local"] = [name]
-            (tmp_path / "from" / name).write_text("before\n")
-    corpus = load({**recipe, "train": parts[:1]})
-    for number, language in enumerate(("de", "en", "de")):
-        (tmp_path / "from" / language / "one").write_text(f"{number}\n")
-        prepare("mine", corpus, sources=tmp_path / "from", out=tmp_path / "out",
-                stage="extract")  # fmt: skip
-        text = tmp_path / "out" / "text" / f"train.one.{language}"
-        assert text.read_text() == f"{number}\n"

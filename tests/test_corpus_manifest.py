@@ -1,4 +1,4 @@
-"""PreparedCorpus: what evaluation learns about a prepared folder."""
+"""The typed view of a prepared folder."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def test_without_a_manifest_the_folder_is_refused(folder):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}"])
-def test_a_strange_manifest_is_refused(folder, content):
+def test_another_manifest_is_refused(folder, content):
     (folder / "manifest.json").write_text(content)
     with pytest.raises(UserError, match="manifest.json"):
         PreparedCorpus.load(folder)
 
 
-def test_pieces_of_subword_nmt_are_not_taken_for_sentencepiece_s(folder):
+def test_pieces_of_subword_nmt_are_not_treated_as_those_of_sentencepiece(folder):
     content = json.loads((folder / "manifest.json").read_text())
     del content["spm_model"]
     (folder / "manifest.json").write_text(json.dumps(content))

@@ -1,7 +1,8 @@
-"""scripts/prepare.py as a user runs it, through every accident."""
+"""scripts/prepare.py as users run it, through interruptions and damage."""
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import json
 import random
@@ -16,8 +17,11 @@ from typing import Any, Callable
 import pytest
 import yaml
 from conftest import ROOT, SHARED_DATA
+from test_corpus_recipe import GOOD, write_recipe
 
 from fairseq_plugins.corpus.manifest import PreparedCorpus
+from fairseq_plugins.corpus.prepare import prepare
+from fairseq_plugins.corpus.recipe import load_recipe
 
 SCRIPT = ROOT / "scripts" / "prepare.py"
 PAIRS = {"train": 400, "dev": 20, "old": 15, "new": 10}
@@ -60,7 +64,7 @@ def write_corpus(folder: Path) -> Path:
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
-    """All files with final names but logs and the manifest, where times differ."""
+    """Return all files with final names, except the manifest, which holds times."""
     names = ("text", "raw", "spm", "ids", "bin")
     paths = [path for name in names for path in (folder / name).glob("[!.]*")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
@@ -73,7 +77,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(recipe: Path) -> Path:
-    """A folder that was prepared without any trouble; not to be changed."""
+    """A folder that was prepared without interruption; not to be changed."""
     result = call(recipe, "--out", recipe.parent / "whole")
     assert result.returncode == 0, result.stderr
     return recipe.parent / "whole"
@@ -85,7 +89,7 @@ def out(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "out"))
 
 
-def test_fairseq_reads_what_was_prepared_and_finds_every_piece_in_it(whole):
+def test_fairseq_reads_the_folder_and_knows_every_piece(whole):
     from fairseq.tasks.translation import TranslationConfig, TranslationTask
     from sentencepiece import SentencePieceProcessor
 
@@ -109,7 +113,7 @@ def test_fairseq_reads_what_was_prepared_and_finds_every_piece_in_it(whole):
     ]  # fmt: skip
 
 
-def test_the_raw_text_is_the_source_s_own(whole, recipe):
+def test_the_raw_text_equals_the_source(whole, recipe):
     corpus = PreparedCorpus.load(whole)
     for entry, name in zip(corpus.subsets.values(), PAIRS):
         text = recipe.parent / "text"
@@ -129,7 +133,7 @@ def test_the_manifest_counts_and_digests_everything(whole):
     assert manifest["stages"]["subwords"]["settings"]["vocab_size"] == 120
 
 
-def test_a_second_run_does_nothing_and_says_so(out, recipe):
+def test_a_second_run_does_nothing_and_reports_it(out, recipe):
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*")}
     result = call(recipe, "--out", out)
     assert result.returncode == 0
@@ -193,7 +197,7 @@ _MOMENTS = ["text/valid.dev.en", "raw/train.en", "spm/joint.model", "ids/train.d
 
 
 @pytest.mark.parametrize("moment", _MOMENTS)
-def test_killed_at_any_moment_it_goes_on_and_makes_the_same(
+def test_a_run_killed_at_any_moment_continues_to_the_same_output(
     recipe, whole, tmp_path, moment
 ):
     out = tmp_path / "out"
@@ -213,7 +217,7 @@ def limited(num_bytes: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
 
 
-def test_a_full_disk_leaves_no_half_file_and_after_it_the_run_goes_on(
+def test_a_full_disk_leaves_no_half_file_and_the_next_run_continues(
     recipe, whole, tmp_path
 ):
     out = tmp_path / "out"
@@ -236,7 +240,7 @@ def test_two_runs_at_once_in_one_folder_are_refused(out, recipe):
         fcntl.flock(lock, fcntl.LOCK_EX)
         result = call(recipe, "--out", out)
     assert result.returncode == 2
-    assert "another scripts/prepare.py is at work in" in result.stderr
+    assert "another scripts/prepare.py uses" in result.stderr
     assert call(recipe, "--out", out).returncode == 0
 
 
@@ -247,12 +251,31 @@ def test_a_folder_of_another_recipe_is_refused(out, recipe, tmp_path):
     assert "holds `mine` and not `other`" in result.stderr
 
 
-def test_a_source_file_that_was_mended_is_read_again(out, recipe, tmp_path):
+def test_a_corrected_source_file_is_read_again(out, recipe, tmp_path):
     text = Path(shutil.copytree(recipe.parent / "text", tmp_path / "text"))
     (text / "train.de").write_text("Und" + (text / "train.de").read_text())
     result = call(recipe, "--source", text, "--out", out)
     assert result.returncode == 0, result.stderr
     assert "(train.de has changed)" in result.stderr
+
+
+def test_a_change_of_either_of_two_files_with_one_name_is_noticed(tmp_path):
+    recipe = copy.deepcopy(GOOD)
+    parts = [recipe["train"][0], *recipe["valid"], *recipe["test"]]
+    for language, side in (("de", "source"), ("en", "target")):
+        (tmp_path / "from" / language).mkdir(parents=True)
+        for part in parts:
+            name = f"{language}/{part['name']}"
+            part[side]["local"] = [name]
+            (tmp_path / "from" / name).write_text("before\n")
+    path = write_recipe(tmp_path, {**recipe, "train": parts[:1]})
+    corpus = load_recipe(str(path))[1]
+    for number, language in enumerate(("de", "en", "de")):
+        (tmp_path / "from" / language / "one").write_text(f"{number}\n")
+        prepare("mine", corpus, sources=tmp_path / "from", out=tmp_path / "out",
+                stage="extract")  # fmt: skip
+        text = tmp_path / "out" / "text" / f"train.one.{language}"
+        assert text.read_text() == f"{number}\n"
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="needs ../shared/data")

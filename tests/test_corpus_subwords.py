@@ -39,7 +39,9 @@ def texts(tmp_path: Path) -> list[Path]:
 def train(texts: list[Path], name: str = "joint", **changes: object) -> bytes:
     model = texts[0].with_name(f"{name}.model")
     settings = dataclasses.replace(SETTINGS, **changes)
-    subwords.train(texts, model, model.with_suffix(".vocab"), subwords=settings)
+    subwords.train_sentencepiece(
+        texts, model, model.with_suffix(".vocab"), settings=settings
+    )
     return model.read_bytes()
 
 
@@ -51,7 +53,7 @@ def test_the_same_text_gives_the_same_model_in_another_process(
     changes = {"model_type": model_type, "max_lines": max_lines}
     here = train(texts, **changes)
     program = (
-        "import test_pipeline_subwords as t; from pathlib import Path; "
+        "import test_corpus_subwords as t; from pathlib import Path; "
         f"t.train([*map(Path, {[str(path) for path in texts]})], 'other', **{changes})"
     )
     folder = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""Work on blocks of lines with all cores, results in the order of the blocks."""
+"""Process a text in blocks of lines with all cores; results keep the blocks' order."""
 
 from __future__ import annotations
 
@@ -15,23 +15,29 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence, TypeVar
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.process import die_with_parent
 
-__all__ = ["Block", "blocks_of", "default_workers", "in_order", "read_block"]
+__all__ = ["Block", "default_workers", "map_in_order", "split_into_blocks"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _CHUNK = 1 << 22
-# Enough lines to keep the price of a task small, few enough that 16 workers share the
-# work of a small corpus and that the blocks in flight fit in memory.
+# Enough lines that the overhead of a task is small, few enough that 16 workers share a
+# small corpus and that the blocks in flight fit in memory.
 LINES_PER_BLOCK = 10_000
 
 
 class Block(NamedTuple):
-    """Lines of a file, by their place: ``size`` bytes from ``start``."""
+    """Lines of a file, by their position: ``size`` bytes from ``start``."""
 
     path: Path
     start: int
     size: int
+
+    def read_lines(self) -> list[str]:
+        """Return the lines without their ends."""
+        with open(self.path, "rb") as stream:
+            stream.seek(self.start)
+            return stream.read(self.size).decode().split("\n")[:-1]
 
 
 def default_workers() -> int:
@@ -39,22 +45,21 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
 
 
-def blocks_of(path: Path) -> list[Block]:
-    """Cut a file whose every line has its end into blocks of equally many lines."""
-    lines = LINES_PER_BLOCK
+def split_into_blocks(path: Path) -> list[Block]:
+    """Return blocks of equally many lines; the last line must have its end, too."""
     ends = [0]
     place = count = 0
     with open(path, "rb") as stream:
         while chunk := stream.read(_CHUNK):
             newlines = chunk.count(b"\n")
-            if count + newlines < lines:
+            if count + newlines < LINES_PER_BLOCK:
                 count += newlines
             else:
                 start = -1
                 for _ in range(newlines):
                     start = chunk.index(b"\n", start + 1)
                     count += 1
-                    if count == lines:
+                    if count == LINES_PER_BLOCK:
                         ends.append(place + start + 1)
                         count = 0
             place += len(chunk)
@@ -63,27 +68,20 @@ def blocks_of(path: Path) -> list[Block]:
     return [Block(path, start, end - start) for start, end in zip(ends, ends[1:])]
 
 
-def read_block(block: Block) -> bytes:
-    """Return the bytes of a block."""
-    with open(block.path, "rb") as stream:
-        stream.seek(block.start)
-        return stream.read(block.size)
-
-
-def in_order(
+def map_in_order(
     make_function: Callable[[], Callable[[Task], Result]],
     tasks: Sequence[Task],
     *,
     workers: int,
 ) -> Iterator[Result]:
-    """Yield what a function makes of each task, in order, worked out by processes.
+    """Yield the result of each task, in order, computed by worker processes.
 
     Each process makes its own function, once. Only a few tasks are ahead of the one
-    that is yielded, so that memory does not grow with their number. The processes end
-    with this one, however it ends.
+    that is yielded, so memory does not grow with their number. The processes end with
+    this one, however it ends.
 
     Raises:
-        UserError: a process was killed, most likely for want of memory.
+        UserError: a process was killed, probably because memory ran out.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
@@ -92,30 +90,32 @@ def in_order(
     executor = concurrent.futures.ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("fork"),
-        initializer=_begin,
+        initializer=_start_worker,
         initargs=(make_function, os.getpid()),
     )
     pending: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
     try:
         for task in tasks:
-            pending.append(executor.submit(_work, task))
+            pending.append(executor.submit(_run_task, task))
             if len(pending) > 2 * workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, most likely for want of memory. Run again "
-            "with fewer --workers."
+            "a worker process was killed, probably because memory ran out. Run again "
+            "with fewer `--workers`."
         ) from None
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-_function: list[Callable[[Any], Any]] = []
+_function: list[Callable[[Any], Any]] = []  # of a worker process
 
 
-def _begin(make_function: Callable[[], Callable[[Any], Any]], parent: int) -> None:
+def _start_worker(
+    make_function: Callable[[], Callable[[Any], Any]], parent: int
+) -> None:
     # Ctrl-C reaches the parent, which ends the pool in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
@@ -124,5 +124,5 @@ def _begin(make_function: Callable[[], Callable[[Any], Any]], parent: int) -> No
     _function[:] = [make_function()]
 
 
-def _work(task: Any) -> Any:
+def _run_task(task: Any) -> Any:
     return _function[0](task)
