@@ -1,12 +1,12 @@
-"""Write one page about some runs: scores, curves, translations, and their beams.
+"""Write an HTML report about evaluated runs: scores, curves, translations and beams.
 
     python scripts/report.py CONTROL SYSTEM [SYSTEM ...] -o report.html
 
 A system is a run folder that scripts/evaluate.py or scripts/compare.py has evaluated,
-or several with commas between them, one for each seed: a_1,a_2,a_3. Their scores are
-also pooled as by scripts/compare.py. The first system is what the others are compared
-with. The page is one file that needs no network. p is as in scripts/compare.py and is
-kept in RUN/eval/report.json.
+or the runs of several seeds with commas between them: a_1,a_2,a_3. The first system is
+the control. With several seeds their scores are also pooled as in scripts/compare.py.
+The report is one file and needs no network. Results of tests are kept in
+RUN/eval/report.json.
 """
 
 from __future__ import annotations
@@ -55,22 +55,57 @@ def _parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("systems", type=trainings, nargs="+", metavar="SYSTEM")
-    add("-o", "--out", type=Path, default=Path("report.html"), metavar="FILE",
-        help="the page (default: report.html)")  # fmt: skip
-    add("--subset", help="test set of translations and explorer (default: the first)")
-    add("--checkpoint", metavar="WHICH",
-        help="scores of best, last or a file (default: that all have)")  # fmt: skip
-    add("--lenpen", type=finite, default=1.0, metavar="X",
-        help="scores with this exponent of the length (default: 1)")  # fmt: skip
-    add("--samples", type=at_least(1), default=200, metavar="N",
-        help="sentences side by side (default: 200)")  # fmt: skip
-    add("--explore", type=at_least(0), default=20, metavar="N",
-        help="sentences in the beam explorer, 0 for none (default: 20)")  # fmt: skip
-    add("--explore-beam", type=at_least(2), metavar="K",
-        help="beam size of the explorer (default: that of the comparison)")  # fmt: skip
-    add("--seed", type=int, default=1,
-        help="of the sentences that are drawn (default: 1)")  # fmt: skip
-    add("--title", help="of the page")
+    add(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="the report (default: report.html)",
+    )
+    add(
+        "--subset",
+        help="test set of the translations and the explorer (default: the first)",
+    )
+    add(
+        "--checkpoint",
+        metavar="WHICH",
+        help="best, last or a file name (default: the one that all runs share)",
+    )
+    add(
+        "--lenpen",
+        type=finite,
+        default=1.0,
+        metavar="X",
+        help="only scores with this length penalty (default: 1)",
+    )
+    add(
+        "--samples",
+        type=at_least(1),
+        default=200,
+        metavar="N",
+        help="number of sentences side by side (default: 200)",
+    )
+    add(
+        "--explore",
+        type=at_least(0),
+        default=20,
+        metavar="N",
+        help="number of sentences in the beam explorer (default: 20; 0: none)",
+    )
+    add(
+        "--explore-beam",
+        type=at_least(2),
+        metavar="K",
+        help="beam size of the explorer (default: that of the comparison)",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=1,
+        help="seed of the random choice of sentences (default: 1)",
+    )
+    add("--title", help="title of the report")
     return parser.parse_args()
 
 

@@ -1,6 +1,8 @@
-"""scripts/report.py on a real, tiny run, and its page in a real browser."""
+"""scripts/report.py on tiny runs, and its HTML file in a browser."""
+
 from __future__ import annotations
 
+import html.parser
 import importlib.util
 import json
 import re
@@ -16,10 +18,12 @@ from test_evaluate_script import CONFIG, MAX_POSITIONS, ROOT, SIZES, prepare, py
 
 from fairseq_plugins import compat
 from fairseq_plugins.evaluation.compare import compare_runs
+from fairseq_plugins.evaluation.report.page import render_page, safe_json
 
 SYSTEMS = ("control", "other")
 HOSTILE = "</script><img src=x onerror=alert(1)> <!-- <script>"
-# Chromium as root, without looking for its maker's servers.
+HOSTILE_TO_HTML = HOSTILE + " \u2028 &amp; @@data@@ ▁"
+# Run as root, and do not connect to the servers of the vendor.
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -31,10 +35,10 @@ def report(*args: object) -> subprocess.CompletedProcess:
 
 
 def make_decisive(run: Path) -> None:
-    """Scale the output layers of a run's models, so that no search is a near tie.
+    """Scale the output layer, so that rounding decides no search.
 
-    A model after a few updates finds all words about equally likely, and rounding,
-    which differs between processors, would decide its searches.
+    After a few updates all words are about equally likely to the model, and rounding
+    differs between processors.
     """
     compat.allow_checkpoint_classes()
     for path in (run / "checkpoints").glob("*.pt"):
@@ -87,7 +91,7 @@ def page(runs: list[Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def seeds(runs: list[Path]) -> list[list[Path]]:
-    """Two systems of two seeds; the first has the better and the worse run."""
+    """Two systems of two seeds."""
     folder = runs[0].parent / "seeds"
     made: dict[str, Path] = {"a_1": runs[0], "a_2": runs[1], "b_1": runs[1]}
     for name, run in {**made, "b_2": runs[1]}.items():
@@ -104,7 +108,7 @@ def page_of_seeds(seeds: list[list[Path]]) -> Path:
     return out
 
 
-def test_seeds_are_pooled_as_by_compare(page_of_seeds, seeds):
+def test_seeds_are_pooled_as_in_compare(page_of_seeds, seeds):
     data = data_of(page_of_seeds)
     assert [system["label"] for system in data["systems"]] == ["a", "b"]
     test = data["tests"][0]
@@ -121,7 +125,7 @@ def test_seeds_are_pooled_as_by_compare(page_of_seeds, seeds):
         else:
             assert "p_bleu" not in row
     assert len(test["pooled"]) == 4
-    # Each run is compared with the control's of its own seed.
+    # Each run is compared with the control's run of the same seed.
     second = [row for row in test["rows"] if row["run"] == 3]
     assert [(row["change"], row["p_bleu"]) for row in second] == [(0, 1)] * 2
     assert all("change" not in row for row in test["rows"] if row["run"] < 2)
@@ -151,7 +155,7 @@ def test_the_page_has_the_scores_and_the_searches_of_the_runs(page, runs):
     assert data["samples"]["sentences"][3]["source"] == HOSTILE
     searches = data["explorer"]["searches"]
     assert [len(each) for each in searches] == [5, 5]
-    # What our search finds first is what fairseq-generate gave, detokenised.
+    # Our search returns first what fairseq-generate returned.
     numbers = [each["number"] for each in data["explorer"]["sentences"]]
     for run, found in enumerate(searches):
         hypotheses = (runs[run] / "eval" / "test.beam3.hyp.txt").read_text().split("\n")
@@ -170,13 +174,13 @@ def test_memberships_sum_to_the_beam_and_shares_to_one_in_each_slot(page):
             if len(scores) < search["beam"]:
                 continue
             for members, shares in zip(step["members"], step["shares"]):
-                # Percents are rounded one by one.
+                # Each percentage is rounded.
                 assert sum(members) == pytest.approx(100 * search["beam"], abs=12)
                 for slot in zip(*shares):
                     assert sum(slot) == pytest.approx(100, abs=12)
 
 
-def test_a_second_report_tests_nothing_again(page, runs, tmp_path):
+def test_a_second_report_repeats_no_test(page, runs, tmp_path):
     made = report(*runs, "-o", tmp_path / "again.html", "--explore", 0)
     assert made.returncode == 0 and "significance" not in made.stderr
     assert data_of(tmp_path / "again.html")["tests"] == data_of(page)["tests"]
@@ -189,10 +193,52 @@ def test_a_second_report_tests_nothing_again(page, runs, tmp_path):
         (["nowhere", "--explore-beam", "1"], "must be 2 or more, but is 1"),
     ],
 )
-def test_a_mistake_is_answered_in_a_sentence(args, message):
+def test_a_mistake_is_reported_without_a_traceback(args, message):
     made = report(*args)
     assert made.returncode == 2 and message in made.stderr
     assert "Traceback" not in made.stderr
+
+
+class Elements(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, Any]]] = []
+        self.texts: dict[str, str] = {}
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] and self.tags[-1][1].get("id") == "data":
+            self.texts["data"] = self.texts.get("data", "") + data
+        elif self.tags[-1:] and self.tags[-1][0] == "title":
+            self.texts["title"] = self.texts.get("title", "") + data
+
+
+def test_hostile_text_stays_text_and_the_page_needs_no_other_file():
+    page = render_page({"text": [HOSTILE_TO_HTML]}, title=HOSTILE_TO_HTML)
+    elements = Elements()
+    elements.feed(page)
+    assert json.loads(elements.texts["data"]) == {"text": [HOSTILE_TO_HTML]}
+    assert "<img" not in elements.texts["data"]
+    names = [tag for tag, _ in elements.tags]
+    assert names.count("script") == 3 and "img" not in names
+    for tag, attributes in elements.tags:
+        assert "src" not in attributes
+        assert attributes.get("href", "#")[:1] == "#" or attributes["href"] == "data:,"
+        assert not any(name.startswith("on") for name in attributes)
+    assert "sourceMappingURL" not in page
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy and "default-src 'none'" in policy[1]
+    assert policy[1].count("'sha256-") == 2 and "script-src 'unsafe" not in policy[1]
+
+
+def test_json_in_a_script_holds_nothing_that_ends_it():
+    text = safe_json({"a": HOSTILE_TO_HTML})
+    assert not set("<>&\u2028\u2029") & set(text)
+    assert json.loads(text) == {"a": HOSTILE_TO_HTML}
+    with pytest.raises(ValueError):
+        safe_json({"a": float("nan")})
 
 
 @pytest.fixture(scope="module")
@@ -212,29 +258,29 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any, page: Path) -> Iterator[Any]:
-    """Open the page; whatever it says on the console is an error."""
-    opened, said = [], []
+    """Open the page; any message on the console is an error."""
+    opened, messages = [], []
 
-    def opening(
+    def open_tab(
         shown: Path = page, *, width: int = 1000, scheme: str = "light"
     ) -> Any:
         tab = browser.new_page(
             viewport={"width": width, "height": 800}, color_scheme=scheme
         )
-        tab.on("console", lambda message: said.append(message.text))
-        tab.on("pageerror", lambda error: said.append(str(error)))
-        tab.on("dialog", lambda dialog: said.append(f"dialog {dialog.message}"))
-        tab.on("request", lambda request: said.append(f"request {request.url}")
+        tab.on("console", lambda message: messages.append(message.text))
+        tab.on("pageerror", lambda error: messages.append(str(error)))
+        tab.on("dialog", lambda dialog: messages.append(f"dialog {dialog.message}"))
+        tab.on("request", lambda request: messages.append(f"request {request.url}")
                if not request.url.startswith(("file:", "data:")) else None)  # fmt: skip
         tab.goto(shown.as_uri())
         tab.wait_for_selector("html[data-ready=true]", state="attached")
         opened.append(tab)
         return tab
 
-    yield opening
+    yield open_tab
     for tab in opened:
         tab.close()
-    assert said == []
+    assert messages == []
 
 
 def test_hostile_sentences_are_shown_as_they_are(open_page):
@@ -295,7 +341,7 @@ def test_a_sentence_opens_in_the_explorer_and_keys_walk_its_tree(open_page):
     for key in ("ArrowLeft", "ArrowRight", "ArrowDown"):
         tab.keyboard.press(key)
     assert tab.locator(".tree .node.chosen").count() == 1
-    assert "nats" in tab.locator("#said").text_content()
+    assert "nats" in tab.locator("#description").text_content()
     assert tab.locator("#candidates tbody tr").count() >= 3
     assert "false" not in tab.locator("#candidates").text_content()
 

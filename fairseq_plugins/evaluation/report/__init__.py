@@ -1,11 +1,10 @@
-"""A page to look at: what some runs gave, and what their beams did.
+"""A report about evaluated runs: one HTML file.
 
-build.py       from run folders to the page's data, and the page
-  runs.py        what a run folder holds, and which of its scores are shown
-  curves.py      training curves out of fairseq's log
-  scores.py      scores with confidence intervals and significance, BLEU by length
-  samples.py     scores of single sentences, and which sentences are shown
-  explorer.py    a trace of the search as the page's data
-    search.py      our own search by a trained checkpoint (imports fairseq)
-assets.py      the page's files, put together to one that needs no other
+build.py      from run folders to the report's data and the file
+runs.py       reads run folders and chooses the scores that the report compares
+scores.py     confidence intervals, significance, means over seeds, BLEU by length
+samples.py    scores of single sentences, and the choice of sentences to show
+curves.py     training curves from fairseq's log
+explorer.py   traces of beam searches as JSON; needs no run folder
+page.py       puts data, styles and scripts of ``assets/`` into one HTML file
 """

@@ -1,4 +1,4 @@
-"""From run folders to the report."""
+"""From evaluated run folders to a report."""
 
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ from typing import Any, Sequence
 
 import fairseq_plugins
 from fairseq_plugins.evaluation.compare import check_runs, short_names, system_names
-from fairseq_plugins.evaluation.report.assets import render_page
 from fairseq_plugins.evaluation.report.curves import read_curves
+from fairseq_plugins.evaluation.report.page import render_page
 from fairseq_plugins.evaluation.report.runs import (
     ReportRun,
     check_explorer_beam,
     load_runs,
-    references_of,
-    shared_test_sets,
 )
-from fairseq_plugins.evaluation.report.samples import ScoredSentences, chosen_sentences
+from fairseq_plugins.evaluation.report.samples import ScoredSentences, choose_sentences
 from fairseq_plugins.evaluation.report.scores import (
-    KnownTests,
+    StatisticsCache,
     System,
     bleu_by_length,
-    headline_beam,
+    common_beam,
     length_buckets,
     pooled_rows,
     score_rows,
@@ -40,20 +38,22 @@ __all__ = ["ReportOptions", "collect", "write_report"]
 
 logger = logging.getLogger(__name__)
 
+_PACKAGES = ("torch", "fairseq-fixed", "fairseq", "sacrebleu", "sentencepiece")
+
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What the report shows.
+    """Options of a report.
 
     Attributes:
         subset: test set of the translations and the explorer, by fairseq's name or by
-            title; the first that all runs share if not given.
-        checkpoint, lenpen: whose scores; see :func:`load_runs`.
+            title; by default the first that all runs share.
+        checkpoint, lenpen: the scores to show; see `load_runs`.
         samples: number of sentences shown side by side.
         explore: number of sentences in the beam explorer, 0 for none.
-        explore_beam: beam size of the explorer; that of the comparison if not given.
-        seed: of the sentences that are drawn.
-        title: of the page.
+        explore_beam: beam size of the explorer; by default that of the comparison.
+        seed: of the random choice of sentences.
+        title: of the report.
     """
 
     subset: str | None = None
@@ -73,17 +73,17 @@ def write_report(
     command: Sequence[str] = (),
     options: ReportOptions = ReportOptions(),
 ) -> Path:
-    """Write one self-contained page about evaluated runs.
+    """Write one self-contained HTML file about evaluated runs.
 
     Args:
-        systems: for each the runs of its seeds, or its one run; the control first.
-        out: the page.
-        command: what was typed, for the page.
-        options: what it shows.
+        systems: for each system one run or the runs of its seeds; the control first.
+        out: the file.
+        command: the command line, to be shown.
+        options: see `ReportOptions`.
 
     Raises:
-        UserError: a run is missing or not evaluated, they cannot be compared, or the
-            explorer's beam is wider than a vocabulary allows.
+        UserError: a run is missing or not evaluated, the runs cannot be compared, or
+            the explorer's beam is larger than a vocabulary allows.
     """
     if out.is_dir():
         raise UserError(f"`{out}` must be a file such as report.html, but is a folder.")
@@ -100,43 +100,7 @@ def collect(
     command: Sequence[str] = (),
     options: ReportOptions = ReportOptions(),
 ) -> dict[str, Any]:
-    """Return all that the page shows, ready for JSON; arguments as above."""
-    pooled = _load(systems, options)
-    runs = [run for system in pooled for run in system.runs]
-    subsets = shared_test_sets(runs)
-    shown = _shown_subset(runs, subsets, options.subset)
-    beam = headline_beam(runs, shown)
-    explored_beam = options.explore_beam or max(2, beam)
-    if options.explore:  # before the tests, which take long
-        check_explorer_beam(runs, explored_beam)
-    known = KnownTests()
-    tests = [_test_set(runs, pooled, subset, known) for subset in subsets]
-    sentences = ScoredSentences.read(runs, shown, beam)
-    corpus = runs[0].corpus
-    pair = f"{corpus.source_lang}–{corpus.target_lang}"
-    return {
-        "title": options.title or f"{corpus.recipe}: {len(systems)} systems compared",
-        "made": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
-        "corpus": {"recipe": corpus.recipe, "pair": pair},
-        "languages": [corpus.source_lang, corpus.target_lang],
-        "runs": [
-            {"label": label, **_run(run, shown)}
-            for run, label in zip(runs, short_names([run.name for run in runs]))
-        ],
-        "systems": [
-            {"label": each.label, "seeds": len(each.runs), "first": n * len(each.runs)}
-            for n, each in enumerate(pooled)
-        ],
-        "tests": tests,
-        "shown": subsets.index(shown),
-        "samples": sentences.samples(options.samples, seed=options.seed),
-        "explorer": _explorer(runs, shown, sentences, explored_beam, options),
-        "command": shlex.join(command),
-        "versions": _versions(),
-    }
-
-
-def _load(systems: Sequence[Sequence[Path]], options: ReportOptions) -> list[System]:
+    """Return the data of a report, ready for JSON; see `write_report`."""
     for paths in systems:
         check_runs(paths, systems[0])
     runs = load_runs(
@@ -145,27 +109,57 @@ def _load(systems: Sequence[Sequence[Path]], options: ReportOptions) -> list[Sys
         lenpen=options.lenpen,
     )
     seeds = len(systems[0])
-    return [
+    pooled = [
         System(label, runs[number * seeds : (number + 1) * seeds])
         for number, label in enumerate(system_names(systems))
     ]
+    subsets, corpus = list(runs[0].scores), runs[0].corpus
+    shown = subsets[0]
+    if options.subset is not None:
+        shown, _ = corpus.subset(options.subset)
+        if shown not in subsets:
+            raise UserError(
+                f"all runs must have scores on `{options.subset}`, but they share only "
+                f"{', '.join(subsets)}."
+            )
+    beam = common_beam(runs, shown)
+    explore_beam = options.explore_beam or max(2, beam)
+    if options.explore:  # checked here because the tests below take long
+        check_explorer_beam(runs, explore_beam)
+    cache = StatisticsCache()
+    tests = [_describe_test_set(pooled, subset, cache) for subset in subsets]
+    sentences = ScoredSentences.read(runs, shown, beam)
+    return {
+        "title": options.title or f"{corpus.recipe}: {len(systems)} systems compared",
+        "made": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
+        "corpus": {
+            "recipe": corpus.recipe,
+            "pair": f"{corpus.source_lang}–{corpus.target_lang}",
+        },
+        "languages": [corpus.source_lang, corpus.target_lang],
+        "runs": [
+            {"label": label, **_describe_run(run, shown)}
+            for run, label in zip(runs, short_names([run.name for run in runs]))
+        ],
+        "systems": [
+            {"label": system.label, "seeds": seeds, "first": number * seeds}
+            for number, system in enumerate(pooled)
+        ],
+        "tests": tests,
+        "shown": subsets.index(shown),
+        "samples": sentences.samples(options.samples, seed=options.seed),
+        "explorer": (
+            _explore(runs, shown, sentences, explore_beam, options)
+            if options.explore
+            else None
+        ),
+        "command": shlex.join(command),
+        "versions": _versions(),
+    }
 
 
-def _shown_subset(
-    runs: Sequence[ReportRun], subsets: Sequence[str], wanted: str | None
-) -> str:
-    if wanted is None:
-        return subsets[0]
-    subset, _ = runs[0].corpus.subset(wanted)
-    if subset not in subsets:
-        raise UserError(
-            f"not all runs have scores on `{wanted}`, only on {', '.join(subsets)}."
-        )
-    return subset
-
-
-def _run(run: ReportRun, subset: str) -> dict[str, Any]:
-    row = next(iter(run.scores[subset].values())).row
+def _describe_run(run: ReportRun, subset: str) -> dict[str, Any]:
+    row = run.row(subset)
     return {
         "name": run.name,
         "path": str(run.path),
@@ -182,20 +176,20 @@ def _run(run: ReportRun, subset: str) -> dict[str, Any]:
     }
 
 
-def _test_set(
-    runs: Sequence[ReportRun],
-    systems: Sequence[System],
-    subset: str,
-    known: KnownTests,
+def _describe_test_set(
+    systems: Sequence[System], subset: str, cache: StatisticsCache
 ) -> dict[str, Any]:
+    runs, seeds = [run for s in systems for run in s.runs], len(systems[0].runs)
     title = runs[0].corpus.subsets[subset].title
-    references = references_of(runs[0], subset)
+    references = runs[0].references(subset)
     logger.info("%s: scores of %d sentences", title, len(references))
-    seeds = len(systems[0].runs)
-    rows = score_rows(runs, subset, references, known, seeds=seeds)
-    pooled = pooled_rows(systems, subset, references, known) if seeds > 1 else []
-    beam = headline_beam(runs, subset)
+    rows = score_rows(runs, subset, references, cache, seeds=seeds)
+    pooled = pooled_rows(systems, subset, references, cache) if seeds > 1 else []
+    beam = common_beam(runs, subset)
     buckets = length_buckets(references)
+    lengths = [len(line.split()) for line in references]
+    keys = ("bleu_signature", "chrf_signature", "signature")
+    signatures = {row[key] for row in [*rows, *pooled] for key in keys if key in row}
     return {
         "subset": subset,
         "title": title,
@@ -203,18 +197,11 @@ def _test_set(
         "beam": beam,
         "rows": rows,
         "pooled": pooled,
-        "signatures": sorted(
-            {
-                row[key]
-                for row in [*rows, *pooled]
-                for key in ("bleu_signature", "chrf_signature", "signature")
-                if key in row
-            }
-        ),
+        "signatures": sorted(signatures),
         "lengths": {
             "buckets": buckets,
             "counts": [
-                sum(first <= len(line.split()) <= last for line in references)
+                sum(first <= length <= last for length in lengths)
                 for first, last in buckets
             ],
             "bleu": [
@@ -225,41 +212,35 @@ def _test_set(
     }
 
 
-def _explorer(
+def _explore(
     runs: Sequence[ReportRun],
     subset: str,
     sentences: ScoredSentences,
     beam_size: int,
     options: ReportOptions,
-) -> dict[str, Any] | None:
-    if not options.explore:
-        return None
-    # They take seconds to import, and a report without the explorer needs neither.
+) -> dict[str, Any]:
+    # Importing torch takes seconds, and only the explorer needs it.
     from fairseq_plugins.evaluation.report.explorer import (
-        epsilons_of,
-        explored,
-        trace_searches,
+        choose_epsilons,
+        search_subset,
     )
 
     changes = sentences.changes()
-    chosen = chosen_sentences(changes, options.explore, seed=options.seed)
+    chosen = choose_sentences(changes, options.explore, seed=options.seed)
     searches = []
     for run in runs:
         logger.info("%s: searching %d sentences again", run.name, len(chosen))
-        traced = trace_searches(
-            run.checkpoint(subset),
-            run.corpus.bin_dir,
-            languages=(run.corpus.source_lang, run.corpus.target_lang),
-            subset=subset,
-            sentences=chosen,
-            beam_size=beam_size,
-        )
-        epsilons = epsilons_of(run.config)
         searches.append(
-            [
-                explored(each, lenpen=options.lenpen, epsilons=epsilons)
-                for each in traced
-            ]
+            search_subset(
+                run.checkpoint(subset),
+                run.corpus.bin_dir,
+                languages=(run.corpus.source_lang, run.corpus.target_lang),
+                subset=subset,
+                sentences=chosen,
+                beam_size=beam_size,
+                epsilons=choose_epsilons(run.config),
+                lenpen=options.lenpen,
+            )
         )
     return {
         "beam": beam_size,
@@ -281,7 +262,7 @@ def _versions() -> dict[str, str]:
         "fairseq-soft-topk": fairseq_plugins.__version__,
         "Python": platform.python_version(),
     }
-    for package in ("torch", "fairseq-fixed", "fairseq", "sacrebleu", "sentencepiece"):
+    for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -1,52 +1,43 @@
-"""Our own beam search by a trained checkpoint, traced; imports fairseq (seconds).
+"""Trace a beam search and describe it as JSON for the report's beam explorer.
 
-A traced search as what the page's beam explorer shows.
+`explore` needs a model and a batch only, `search_subset` a checkpoint and a binarized
+corpus. Nothing here reads the folder of a run.
 """
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fairseq_plugins.beam.trace import BeamTrace, finished_hypotheses
 from fairseq_plugins.operators import soft_topk, sorted_soft_topk
-from fairseq_plugins.training.config import Config
 from fairseq_plugins.utils.errors import UserError
 
-__all__ = ["TracedSearch", "epsilons_of", "explored", "fate_of_gold", "trace_searches"]
+__all__ = ["choose_epsilons", "explore", "search_subset"]
 
-logger = logging.getLogger(__name__)
+_BATCH_SIZE = 10
+_CANDIDATES_PER_SLOT = 4  # as in training by default
+_MAX_LENGTH = 200  # as in fairseq-generate by default
+_DEFAULT_EPSILON = 2.0  # of the criterion's --epsilon and --survival-epsilon
+_EPSILON_FACTORS = (0.25, 1.0, 4.0)
 
-_SENTENCES_AT_ONCE = 10
-_POOL_PER_SLOT = 4  # as in training by default
 
+def choose_epsilons(config: Mapping[str, Any]) -> list[float]:
+    """Return three epsilons to show; the middle one is that of the run.
 
-@dataclass(frozen=True)
-class TracedSearch:
-    """What a search did with one sentence.
-
-    Attributes:
-        trace: of this sentence alone, so that B is 1.
-        symbols: the dictionary's subwords by their ids.
-        eos_id, pad_id: of the dictionary.
-        gold: tokens of the reference with their end of sentence.
-        gold_log_probs: log-probabilities that the model gives them, in nats.
+    For a run without the beam objective it is the default of the criterion.
     """
-
-    trace: BeamTrace
-    symbols: Sequence[str]
-    eos_id: int
-    pad_id: int
-    gold: list[int]
-    gold_log_probs: list[float]
+    is_survival = "survival" in str(config.get("beam_loss"))
+    name = "survival_epsilon" if is_survival else "epsilon"
+    own = float(config.get(f"{name}_end") or config.get(name) or _DEFAULT_EPSILON)
+    return [own * factor for factor in _EPSILON_FACTORS]
 
 
-def trace_searches(
+def search_subset(
     checkpoint: Path,
     data: Path,
     *,
@@ -54,19 +45,22 @@ def trace_searches(
     subset: str,
     sentences: Sequence[int],
     beam_size: int,
-) -> list[TracedSearch]:
-    """Search for translations as ``fairseq-generate`` does, and keep what happened.
+    epsilons: Sequence[float],
+    lenpen: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Translate sentences of a corpus by a checkpoint; return `explore` of each.
 
     Args:
         checkpoint: a model trained by fairseq.
-        data: binarised folder.
+        data: the binarized corpus.
         languages: source and target.
         subset: such as ``test``.
         sentences: their numbers, from 0.
-        beam_size: hypotheses kept at each step.
+        beam_size, epsilons, lenpen: see `explore`.
 
     Raises:
-        UserError: the checkpoint cannot be read, or its model cannot be searched.
+        UserError: the checkpoint cannot be read, its decoder is not supported, or a
+            sentence does not exist.
     """
     task, model = _load(checkpoint, data, languages)
     task.load_dataset(subset)
@@ -74,17 +68,24 @@ def trace_searches(
     missing = [number for number in sentences if not 0 <= number < len(dataset)]
     if missing:
         raise UserError(
-            f"`{subset}` has {len(dataset):,} sentences, so that none has the number "
-            f"{missing[0] + 1:,}: prepare the corpus anew."
+            f"`{subset}` must have a sentence {missing[0] + 1:,}, but has only "
+            f"{len(dataset):,}: prepare the corpus again."
         )
-    # Batches of equal lengths cost least; the result is in the order asked for.
-    order = sorted(range(len(sentences)), key=lambda i: dataset.size(sentences[i]))
-    found: dict[int, TracedSearch] = {}
-    for start in range(0, len(order), _SENTENCES_AT_ONCE):
-        part = order[start : start + _SENTENCES_AT_ONCE]
-        items = [dataset[sentences[i]] for i in part]
-        found.update(zip(part, _search(task, model, dataset, items, beam_size)))
-    return [found[i] for i in range(len(sentences))]
+    found: dict[int, dict[str, Any]] = {}
+    by_length = sorted(sentences, key=dataset.size)
+    for start in range(0, len(by_length), _BATCH_SIZE):
+        numbers = by_length[start : start + _BATCH_SIZE]
+        sample = dataset.collater([dataset[number] for number in numbers])
+        searches = explore(
+            model,
+            task.target_dictionary,
+            sample,
+            beam_size=beam_size,
+            epsilons=epsilons,
+            lenpen=lenpen,
+        )
+        found.update(zip(sample["id"].tolist(), searches))
+    return [found[number] for number in sentences]
 
 
 def _load(checkpoint: Path, data: Path, languages: tuple[str, str]) -> tuple[Any, Any]:
@@ -101,7 +102,7 @@ def _load(checkpoint: Path, data: Path, languages: tuple[str, str]) -> tuple[Any
             [str(checkpoint)], arg_overrides=overrides
         )
         check_model(models[0])
-    except Exception as error:  # fairseq and torch have many kinds of it
+    except Exception as error:  # fairseq and torch raise errors of many kinds
         raise UserError(
             f"`{checkpoint}` cannot be searched ({error}). Give --explore 0 for a "
             "report without the beam explorer."
@@ -110,224 +111,205 @@ def _load(checkpoint: Path, data: Path, languages: tuple[str, str]) -> tuple[Any
 
 
 @torch.no_grad()
+def explore(
+    model: Any,
+    dictionary: Any,
+    sample: Mapping[str, Any],
+    *,
+    beam_size: int,
+    epsilons: Sequence[float],
+    lenpen: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Search for translations as ``fairseq-generate`` does and describe each search.
+
+    Args:
+        model: in evaluation mode.
+        dictionary: of the target language.
+        sample: a batch by fairseq's collater, with references in ``target``.
+        beam_size: hypotheses kept at each step.
+        epsilons: of the SOFT top-k memberships, in nats.
+        lenpen: exponent of the length by which finished hypotheses are compared.
+
+    Returns:
+        For each row of the batch a dictionary that is ready for JSON:
+
+        ``beam``, ``epsilons``: the arguments.
+
+        ``steps``: for each step ``candidates``, best first, as ``[slot, subword,
+        score, step score]``; ``held``, the candidate in each slot after the step;
+        ``ends``, the candidates that end a hypothesis, as ``[slot, score, step score,
+        whether it finishes]``; ``gold``, the reference's index among the candidates,
+        or their number plus the slot in which the reference ends, or -1; its ``rank``;
+        and for each epsilon, in percent, the ``members`` (SOFT top-k) and the
+        ``shares`` of the candidates in the slots (sorted SOFT top-k).
+
+        ``finished``: the finished hypotheses, best first.
+
+        ``gold``: the reference's subwords and scores, and its ``fate``: ``best`` (it
+        was returned), ``finished`` (found, but another hypothesis scores higher),
+        ``search error`` (pruned, but the model scores it higher than all that was
+        found) or ``model error`` (pruned, and the model scores it lower). ``lost`` is
+        the step, from 0, after which it is no longer in the beam, or None.
+    """
+    trace = _search(model, dictionary, sample, beam_size)
+    output = model(**sample["net_input"])
+    log_probs = model.get_normalized_probs(output, log_probs=True)
+    gold_log_probs = log_probs.gather(-1, sample["target"].unsqueeze(-1)).squeeze(-1)
+    return [
+        _Search(
+            trace=_select_row(trace, row),
+            symbols=dictionary.symbols,
+            eos_id=dictionary.eos(),
+            pad_id=dictionary.pad(),
+            gold=target[target != dictionary.pad()].tolist(),
+            gold_log_probs=gold_log_probs[row, target != dictionary.pad()].tolist(),
+        ).describe(epsilons, lenpen)
+        for row, target in enumerate(sample["target"])
+    ]
+
+
 def _search(
-    task: Any, model: Any, dataset: Any, items: list[Any], beam_size: int
-) -> list[TracedSearch]:
-    """Search for a batch; return one result for each item, in their order."""
+    model: Any, dictionary: Any, sample: Mapping[str, Any], beam_size: int
+) -> BeamTrace:
     from fairseq_plugins.beam.rescore import Wanted, search
-
-    dictionary = task.target_dictionary
-    sample = dataset.collater(items)
-    net_input = sample["net_input"]
-    encoder_out = model.encoder(net_input["src_tokens"], net_input["src_lengths"])
-    trace = search(
-        model,
-        encoder_out,
-        net_input["prev_output_tokens"][:, 0],
-        sample["target"],
-        settings=_settings(task, model, beam_size),
-        what=Wanted(gold=True, finished=True, first_slot=False),
-    )
-    gold_log_probs = _gold_log_probs(model, sample)
-    # The collater sorts by length.
-    rows = {int(number): row for row, number in enumerate(sample["id"])}
-    results = []
-    for item in items:
-        row = rows[int(item["id"])]
-        gold = [int(token) for token in item["target"]]
-        results.append(
-            TracedSearch(
-                trace=_of_sentence(trace, row),
-                symbols=dictionary.symbols,
-                eos_id=dictionary.eos(),
-                pad_id=dictionary.pad(),
-                gold=gold,
-                gold_log_probs=gold_log_probs[row, : len(gold)].tolist(),
-            )
-        )
-    return results
-
-
-def _settings(task: Any, model: Any, beam_size: int) -> Any:
-    """Return fairseq-generate's own limits of length."""
     from fairseq_plugins.beam.step import BeamSettings
 
-    dictionary = task.target_dictionary
-    pool_size = min(_POOL_PER_SLOT * beam_size, len(dictionary) - 2)
-    return BeamSettings(
+    net_input = sample["net_input"]
+    settings = BeamSettings(
         beam_size=beam_size,
-        pool_size=pool_size,
-        max_len=min(200, model.max_decoder_positions() - 1),
+        pool_size=min(_CANDIDATES_PER_SLOT * beam_size, len(dictionary) - 2),
+        max_len=min(_MAX_LENGTH, model.max_decoder_positions() - 1),
         pad_id=dictionary.pad(),
         eos_id=dictionary.eos(),
     )
+    return search(
+        model,
+        model.encoder(net_input["src_tokens"], net_input["src_lengths"]),
+        net_input["prev_output_tokens"][:, 0],
+        sample["target"],
+        settings=settings,
+        what=Wanted(gold=True, finished=True, first_slot=False),
+    )
 
 
-def _gold_log_probs(model: Any, sample: dict[str, Any]) -> Tensor:
-    """Return log-probabilities of the references' tokens, (B, T)."""
-    output = model(**sample["net_input"])
-    log_probs = model.get_normalized_probs(output, log_probs=True)
-    return log_probs.gather(-1, sample["target"].unsqueeze(-1)).squeeze(-1)
-
-
-def _of_sentence(trace: BeamTrace, row: int) -> BeamTrace:
-    """Return the trace of one sentence, without the steps after its search was over."""
+def _select_row(trace: BeamTrace, row: int) -> BeamTrace:
+    """Return the trace of one sentence without the steps after its search ended."""
     steps = int(trace.is_alive[row].any(-1).sum())
     return BeamTrace(
         **{f.name: getattr(trace, f.name)[row : row + 1, :steps] for f in fields(trace)}
     )
 
 
-_DEFAULT_EPSILON = 2.0  # of the criterion's options --epsilon and --survival-epsilon
-_LADDER = (0.25, 1.0, 4.0)
+@dataclass(frozen=True)
+class _Search:
+    """The search of one sentence.
 
-
-def epsilons_of(config: Config) -> list[float]:
-    """Return the epsilons to show memberships by: the run's own is the middle one.
-
-    A run that was not trained for the beam has the one that training would start with.
+    Attributes:
+        trace: of this sentence alone, with a batch of 1.
+        symbols: the subwords of the dictionary.
+        gold: tokens of the reference with the end of the sentence.
+        gold_log_probs: the model's log-probabilities of them, in nats.
     """
-    is_survival = "survival" in str(config.get("beam_loss"))
-    name = "survival_epsilon" if is_survival else "epsilon"
-    own = float(config.get(f"{name}_end") or config.get(name) or _DEFAULT_EPSILON)
-    return [own * factor for factor in _LADDER]
 
+    trace: BeamTrace
+    symbols: Sequence[str]
+    eos_id: int
+    pad_id: int
+    gold: list[int]
+    gold_log_probs: list[float]
 
-def explored(
-    search: TracedSearch, *, lenpen: float, epsilons: Sequence[float]
-) -> dict[str, Any]:
-    """Return the search of one sentence as JSON.
-
-    Args:
-        search: what happened.
-        lenpen: exponent of the length that finished hypotheses are compared by.
-        epsilons: of the SOFT top-k memberships, in nats.
-
-    Returns:
-        ``steps``: of each its candidates, best first, as ``[slot, subword, score, step
-        score]``, which of them the slots then ``held``, the hypotheses that ``ends``
-        as ``[slot, score, step score, whether it finishes]``, ``gold`` (an index into
-        the candidates, or their number plus the slot where gold ends, or -1) with its
-        ``rank``, and in percent the ``members`` and the ``shares`` in the slots by
-        each epsilon. ``finished``: the hypotheses, best first. ``gold``: the
-        reference's subwords and scores, and its ``fate``.
-    """
-    trace = search.trace
-    members = [_percent(soft_topk(trace.pool[0], trace.beam_size, epsilon=e))
-               for e in epsilons]  # fmt: skip
-    shares = [_percent(sorted_soft_topk(trace.pool[0], trace.beam_size, epsilon=e))
-              for e in epsilons]  # fmt: skip
-    steps = []
-    for step in range(trace.pool.size(1)):
-        shown = _step(search, step)
-        # The rows of a search's last step hold nothing where hypotheses may not go on.
-        shown["members"] = [rows[step] for rows in members]
-        shown["shares"] = [rows[step] for rows in shares]
-        steps.append(shown)
-    finished = _finished(search, lenpen)
-    return {
-        "beam": trace.beam_size,
-        "epsilons": list(epsilons),
-        "steps": steps,
-        "finished": finished,
-        "gold": {
-            "pieces": [search.symbols[token] for token in search.gold[:-1]],
-            "scores": [round(score, 3) for score in search.gold_log_probs],
-            **fate_of_gold(search, finished, lenpen=lenpen),
-        },
-    }
-
-
-def fate_of_gold(
-    search: TracedSearch, finished: Sequence[dict[str, Any]], *, lenpen: float
-) -> dict[str, Any]:
-    """Return what became of the reference.
-
-    ``fate`` is ``best`` (the search returned it), ``finished`` (found, but another one
-    scores higher), ``search error`` (lost, though the model scores it higher than all
-    that was found) or ``model error`` (lost, and the model prefers what was found).
-    ``lost`` is the step, from 0, after which it was no longer in the beam, or None.
-    """
-    log_prob = sum(search.gold_log_probs)
-    score = log_prob / len(search.gold_log_probs) ** lenpen
-    lost = _lost_at(search.trace)
-    is_gold = [hypothesis["tokens"] == search.gold for hypothesis in finished]
-    if is_gold and is_gold[0]:
-        fate = "best"
-    elif any(is_gold):
-        fate = "finished"
-    else:
-        is_better = not finished or score > finished[0]["score"]
-        fate = "search error" if is_better else "model error"
-    return {
-        "fate": fate,
-        "lost": lost,
-        "score": round(score, 4),
-        "log_prob": round(log_prob, 3),
-    }
-
-
-def _lost_at(trace: BeamTrace) -> int | None:
-    """Return the step at which gold was a candidate, but not one of the K best."""
-    is_out = (trace.gold[0] >= 0) & ~trace.gold_in_beam[0]
-    return int(is_out.int().argmax()) if bool(is_out.any()) else None
-
-
-def _step(search: TracedSearch, step: int) -> dict[str, Any]:
-    trace = search.trace
-    scores, step_scores, origins, tokens = (
-        column[0, step].tolist()
-        for column in (trace.pool, trace.pool_steps, trace.origins, trace.tokens)
-    )
-    candidates = [
-        [slot, search.symbols[token], round(score, 3), round(alone, 3)]
-        for slot, token, score, alone in zip(origins, tokens, scores, step_scores)
-        if score > float("-inf")
-    ]
-    ends = [
-        [slot, round(score, 3), round(alone, 3), bool(finishes)]
-        for slot, (score, alone, finishes) in enumerate(
-            zip(
-                trace.ends[0, step].tolist(),
-                trace.ends_steps[0, step].tolist(),
-                trace.finishes[0, step].tolist(),
-            )
-        )
-        if score > float("-inf")
-    ]
-    gold, pool_size = int(trace.gold[0, step]), trace.pool.size(-1)
-    if gold >= pool_size:  # where gold ends; the candidates shown may be fewer
-        gold += len(candidates) - pool_size
-    return {
-        "candidates": candidates,
-        "held": [h for h in trace.held[0, step].tolist() if h < len(candidates)],
-        "ends": ends,
-        "gold": gold,
-        "rank": int(trace.gold_rank[0, step]),
-    }
-
-
-def _finished(search: TracedSearch, lenpen: float) -> list[dict[str, Any]]:
-    found = finished_hypotheses(
-        search.trace, pad_id=search.pad_id, eos_id=search.eos_id
-    )
-    scores = found.scores(lenpen)[0]
-    results = []
-    for index in scores.argsort(descending=True, stable=True).tolist():
-        length = int(found.lengths[0, index])
-        if length:
-            tokens = found.tokens[0, index, :length].tolist()
-            results.append(
+    def describe(self, epsilons: Sequence[float], lenpen: float) -> dict[str, Any]:
+        pool, beam_size = self.trace.pool[0], self.trace.beam_size
+        # Candidates without a score have a membership of NaN in the last step.
+        members = [_percent(soft_topk(pool, beam_size, epsilon=e)) for e in epsilons]
+        shares = [
+            _percent(sorted_soft_topk(pool, beam_size, epsilon=e)) for e in epsilons
+        ]
+        finished = self._finished(lenpen)
+        return {
+            "beam": beam_size,
+            "epsilons": list(epsilons),
+            "steps": [
                 {
-                    "tokens": tokens,
-                    "pieces": [search.symbols[token] for token in tokens[:-1]],
-                    "score": round(float(scores[index]), 4),
-                    "log_prob": round(float(found.log_probs[0, index]), 3),
-                    "step": int(found.steps[0, index]),
-                    "slot": int(found.slots[0, index]),
+                    **self._step(step),
+                    "members": [rows[step] for rows in members],
+                    "shares": [rows[step] for rows in shares],
                 }
+                for step in range(len(pool))
+            ],
+            "finished": finished,
+            "gold": self._gold(finished, lenpen),
+        }
+
+    def _step(self, step: int) -> dict[str, Any]:
+        def column(name: str) -> list[Any]:
+            values: list[Any] = getattr(self.trace, name)[0, step].tolist()
+            return values
+
+        candidates = [
+            [slot, self.symbols[token], round(score, 3), round(step_score, 3)]
+            for slot, token, score, step_score in zip(
+                *map(column, ("origins", "tokens", "pool", "pool_steps"))
             )
-    return results
+            if score > float("-inf")
+        ]
+        ends = [
+            [slot, round(score, 3), round(step_score, 3), bool(finishes)]
+            for slot, (score, step_score, finishes) in enumerate(
+                zip(*map(column, ("ends", "ends_steps", "finishes")))
+            )
+            if score > float("-inf")
+        ]
+        gold, pool_size = int(self.trace.gold[0, step]), self.trace.pool.size(-1)
+        if gold >= pool_size:  # the reference ends; fewer candidates may be shown
+            gold += len(candidates) - pool_size
+        return {
+            "candidates": candidates,
+            "held": [index for index in column("held") if index < len(candidates)],
+            "ends": ends,
+            "gold": gold,
+            "rank": int(self.trace.gold_rank[0, step]),
+        }
+
+    def _finished(self, lenpen: float) -> list[dict[str, Any]]:
+        found = finished_hypotheses(self.trace, pad_id=self.pad_id, eos_id=self.eos_id)
+        scores = found.scores(lenpen)[0]
+        results = []
+        for index in scores.argsort(descending=True, stable=True).tolist():
+            length = int(found.lengths[0, index])
+            if length:
+                tokens = found.tokens[0, index, :length].tolist()
+                results.append(
+                    {
+                        "tokens": tokens,
+                        "pieces": [self.symbols[token] for token in tokens[:-1]],
+                        "score": round(float(scores[index]), 4),
+                        "log_prob": round(float(found.log_probs[0, index]), 3),
+                        "step": int(found.steps[0, index]),
+                        "slot": int(found.slots[0, index]),
+                    }
+                )
+        return results
+
+    def _gold(self, finished: Sequence[dict[str, Any]], lenpen: float) -> Any:
+        log_prob = sum(self.gold_log_probs)
+        score = log_prob / len(self.gold_log_probs) ** lenpen
+        is_pruned = (self.trace.gold[0] >= 0) & ~self.trace.gold_in_beam[0]
+        is_gold = [hypothesis["tokens"] == self.gold for hypothesis in finished]
+        if any(is_gold):
+            fate = "best" if is_gold[0] else "finished"
+        elif not finished or score > finished[0]["score"]:
+            fate = "search error"
+        else:
+            fate = "model error"
+        return {
+            "pieces": [self.symbols[token] for token in self.gold[:-1]],
+            "scores": [round(score, 3) for score in self.gold_log_probs],
+            "fate": fate,
+            "lost": int(is_pruned.int().argmax()) if is_pruned.any() else None,
+            "score": round(score, 4),
+            "log_prob": round(log_prob, 3),
+        }
 
 
 def _percent(values: Tensor) -> list[Any]:

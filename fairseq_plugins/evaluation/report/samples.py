@@ -1,4 +1,4 @@
-"""Scores of single sentences, and which of them are worth a look."""
+"""Scores of single sentences, and the choice of sentences to show."""
 
 from __future__ import annotations
 
@@ -8,50 +8,34 @@ from typing import Any, Sequence
 
 from sacrebleu.metrics import BLEU, CHRF
 
-from fairseq_plugins.evaluation.report.runs import ReportRun, references_of
+from fairseq_plugins.evaluation.report.runs import ReportRun
 from fairseq_plugins.utils.files import read_lines
 
-__all__ = [
-    "ScoredSentences",
-    "SentenceScores",
-    "chosen_sentences",
-    "score_sentences",
-]
-
-
-@dataclass(frozen=True)
-class SentenceScores:
-    """Sentence scores of one system, 0 to 100, in corpus order."""
-
-    bleu: list[float]
-    chrf: list[float]
+__all__ = ["ScoredSentences", "choose_sentences", "score_sentences"]
 
 
 def score_sentences(
     hypotheses: Sequence[str], references: Sequence[str]
-) -> SentenceScores:
-    """Return sentence BLEU (with effective order, smoothed) and chrF of each pair."""
+) -> tuple[list[float], list[float]]:
+    """Return sentence BLEU (effective order, smoothed) and chrF of each pair."""
     bleu, chrf = BLEU(effective_order=True), CHRF()
     pairs = list(zip(hypotheses, references, strict=True))
-    return SentenceScores(
-        bleu=[bleu.sentence_score(ours, [gold]).score for ours, gold in pairs],
-        chrf=[chrf.sentence_score(ours, [gold]).score for ours, gold in pairs],
+    return (
+        [bleu.sentence_score(ours, [gold]).score for ours, gold in pairs],
+        [chrf.sentence_score(ours, [gold]).score for ours, gold in pairs],
     )
 
 
-def chosen_sentences(changes: Sequence[float], count: int, *, seed: int) -> list[int]:
-    """Return sentences to show: the greatest changes, and others to be fair.
+def choose_sentences(changes: Sequence[float], count: int, *, seed: int) -> list[int]:
+    """Return the numbers of sentences to show, in corpus order.
 
-    Two fifths are the greatest gains, two fifths the greatest losses, and the rest is
-    drawn at random, so that the page is no list of extremes only.
+    Two fifths are the greatest gains and two fifths the greatest losses. The others
+    are drawn at random, so that the report does not show extremes only.
 
     Args:
-        changes: of the sentences' scores, in corpus order.
-        count: how many are wanted; fewer if there are fewer.
-        seed: of what is drawn.
-
-    Returns:
-        numbers of sentences, in corpus order.
+        changes: differences of sentence scores, in corpus order.
+        count: number of sentences; all of them if there are fewer.
+        seed: of the random choice.
     """
     everything = list(range(len(changes)))
     if count >= len(everything):
@@ -68,7 +52,7 @@ def chosen_sentences(changes: Sequence[float], count: int, *, seed: int) -> list
 
 @dataclass(frozen=True)
 class ScoredSentences:
-    """All sentences of the test set that is shown, with scores for every system."""
+    """All sentences of a test set; each list of lists has one list for each run."""
 
     sources: list[str]
     references: list[str]
@@ -79,28 +63,28 @@ class ScoredSentences:
 
     @classmethod
     def read(cls, runs: Sequence[ReportRun], subset: str, beam: int) -> ScoredSentences:
-        references = references_of(runs[0], subset)
+        references = runs[0].references(subset)
         hypotheses = [run.scores[subset][beam].hypotheses for run in runs]
         scores = [score_sentences(lines, references) for lines in hypotheses]
         return cls(
             sources=read_lines(runs[0].corpus.subsets[subset].source),
             references=references,
             hypotheses=hypotheses,
-            bleu=[each.bleu for each in scores],
-            chrf=[each.chrf for each in scores],
+            bleu=[bleu for bleu, _ in scores],
+            chrf=[chrf for _, chrf in scores],
             beam=beam,
         )
 
     def changes(self) -> list[float]:
-        """Return how much the last system changed chrF against the control.
+        """Return the changes of chrF from the first run (the control) to the last.
 
-        A sentence's BLEU is zero too often to say much.
+        Sentence BLEU is zero too often to rank sentences by it.
         """
         return [ours - base for base, ours in zip(self.chrf[0], self.chrf[-1])]
 
     def samples(self, count: int, *, seed: int) -> dict[str, Any]:
-        """Return the sentences side by side as JSON; see :func:`chosen_sentences`."""
-        chosen = chosen_sentences(self.changes(), count, seed=seed)
+        """Return chosen sentences side by side as JSON; see `choose_sentences`."""
+        chosen = choose_sentences(self.changes(), count, seed=seed)
         return {
             "beam": self.beam,
             "total": len(self.references),

@@ -1,4 +1,4 @@
-// Chart.js with the page's colours. Every chart has its numbers or a summary in text.
+// Chart.js in the colors of the page. Every chart has its numbers or a summary as text.
 const drawn = new Map();
 const DASHES = [[6, 4], [], [], [2, 3], [9, 3, 2, 3]];
 const POINTS = ["circle", "circle", "rectRot", "triangle", "rect", "star", "cross", "crossRot"];
@@ -8,7 +8,7 @@ Chart.defaults.font.size = 12;
 Chart.defaults.animation = false;
 Chart.defaults.maintainAspectRatio = false;
 
-// Show a chart in a figure; `config` makes its description anew for the colours of now.
+// Show a chart in a figure; `config` returns its description in the current colors.
 function chart(place, { title, subtitle, summary, config, runs, numbers }) {
   const canvas = h("canvas", { role: "img", "aria-label": `${title}. ${summary || ""}` });
   const figure = h("figure", { class: "figure" },
@@ -39,11 +39,11 @@ themeListeners.push(() => [...drawn.values()].forEach(({ draw }) => draw()));
 
 function axis(title, more = {}) {
   return {
-    title: { display: Boolean(title), text: title, color: cssColour("--soft") },
-    grid: { color: cssColour("--line"), tickLength: 0, drawTicks: false },
+    title: { display: Boolean(title), text: title, color: cssColor("--soft") },
+    grid: { color: cssColor("--line"), tickLength: 0, drawTicks: false },
     border: { display: false },
     ...more,
-    ticks: { color: cssColour("--soft"), padding: 6, maxRotation: 0, ...more.ticks },
+    ticks: { color: cssColor("--soft"), padding: 6, maxRotation: 0, ...more.ticks },
   };
 }
 
@@ -54,8 +54,8 @@ function options(x, y, more = {}) {
     plugins: {
       legend: { display: false },
       tooltip: {
-        backgroundColor: cssColour("--surface"), titleColor: cssColour("--ink"),
-        bodyColor: cssColour("--ink"), borderColor: cssColour("--line"), borderWidth: 1,
+        backgroundColor: cssColor("--surface"), titleColor: cssColor("--ink"),
+        bodyColor: cssColor("--ink"), borderColor: cssColor("--line"), borderWidth: 1,
         padding: 10, boxPadding: 4, usePointStyle: true, ...more.tooltip,
       },
     },
@@ -63,9 +63,9 @@ function options(x, y, more = {}) {
 }
 
 function line(run, data, more = {}) {
-  const colour = runColour(run);
+  const color = runColor(run);
   return {
-    label: nameOf(run), data, borderColor: colour, backgroundColor: colour,
+    label: nameOf(run), data, borderColor: color, backgroundColor: color,
     borderWidth: 2, borderDash: DASHES[Math.min(run, DASHES.length - 1)],
     pointStyle: POINTS[run % POINTS.length], pointRadius: 3.5, pointHoverRadius: 5,
     spanGaps: true, tension: 0, ...more,

@@ -1,18 +1,18 @@
-// Training curves of the runs that are switched on. Panels without data are left out.
+// Training curves of the selected runs. Panels without data are left out.
 const PANELS = [
-  { title: "Loss, validation", subtitle: "Label-smoothed cross entropy in bits a token; the same for all criterions.", name: "valid_loss" },
-  { title: "BLEU, validation", subtitle: "As fairseq logs it while it trains (--eval-bleu).", name: "valid_bleu" },
-  { title: "Loss, training", subtitle: "What is minimised, in bits a token; not comparable between criterions.", name: "train_loss" },
-  { title: "Gold in the beam", subtitle: "Share of steps after which the reference is among the best.", name: "train_gold_in_beam", percent: true },
-  { title: "Epsilon", subtitle: "Smoothing of the selection, in nats.", name: "train_epsilon" },
-  { title: "Cost of what is found", subtitle: "1 − sentence BLEU (or what the run minimises) of the best hypothesis.", name: "train_cost" },
-  { title: "Cost of the best in the beam", subtitle: "What search could have chosen.", name: "train_oracle_cost" },
-  { title: "Cross entropy, training", subtitle: "Its part of the loss, in bits a token.", name: "train_ce_loss" },
-  { title: "Beam loss", subtitle: "Its part of the loss.", name: "train_beam_loss" },
+  { title: "Loss, validation", subtitle: "Label-smoothed cross entropy in bits per token; comparable between criterions.", name: "valid_loss" },
+  { title: "BLEU, validation", subtitle: "As logged by fairseq during training (--eval-bleu).", name: "valid_bleu" },
+  { title: "Loss, training", subtitle: "The training objective in bits per token; not comparable between criterions.", name: "train_loss" },
+  { title: "Reference in the beam", subtitle: "Fraction of steps after which the reference is in the beam.", name: "train_gold_in_beam", percent: true },
+  { title: "Epsilon", subtitle: "Smoothing of SOFT top-k, in nats.", name: "train_epsilon" },
+  { title: "Cost of the best hypothesis", subtitle: "1 − sentence BLEU, or the cost that the run minimizes, of the hypothesis with the highest score.", name: "train_cost" },
+  { title: "Lowest cost in the beam", subtitle: "The lowest cost of all finished hypotheses.", name: "train_oracle_cost" },
+  { title: "Cross entropy, training", subtitle: "Cross-entropy part of the loss, in bits per token.", name: "train_ce_loss" },
+  { title: "Beam loss", subtitle: "Beam part of the loss.", name: "train_beam_loss" },
   { title: "Beam size in training", name: "train_beam" },
   { title: "Learning rate", name: "train_lr" },
   { title: "Gradient norm", name: "train_gnorm" },
-  { title: "Words a second", name: "train_wps" },
+  { title: "Words per second", name: "train_wps" },
 ];
 const FIRST_PANELS = 5;
 let runsDrawn = [];
@@ -58,12 +58,12 @@ function showCurves() {
 
 function showTraining() {
   const all = DATA.runs.map((_, run) => run);
-  // A start is trained far longer than what goes on from it, and would hide it.
-  const going = all.filter((run) => DATA.runs[run].config.start_from);
-  runsDrawn = going.length ? going : all;
-  byId("training-note").textContent = going.length && going.length < all.length
-    ? "Updates count from each run's own start. The runs that go on from a checkpoint are drawn; switch others on to see them."
-    : "Updates count from each run's own start.";
+  // A starting model is trained much longer than the runs that continue from it.
+  const continued = all.filter((run) => DATA.runs[run].config.start_from);
+  runsDrawn = continued.length ? continued : all;
+  byId("training-note").textContent = continued.length && continued.length < all.length
+    ? "Updates are counted from the start of each run. Only runs that continue from a checkpoint are selected at first."
+    : "Updates are counted from the start of each run.";
   byId("run-choice").append(...all.map((run) => h("button", {
     type: "button", "aria-pressed": String(runsDrawn.includes(run)),
     onclick: (event) => {

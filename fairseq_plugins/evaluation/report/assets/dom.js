@@ -1,4 +1,4 @@
-// Elements and numbers. Text becomes text nodes, never markup.
+// Helpers for elements and numbers. Text becomes text nodes, never markup.
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -6,7 +6,7 @@ function filled(element, properties, children) {
   for (const [name, value] of Object.entries(properties || {})) {
     if (value === undefined || value === null || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (name === "colour") element.style.setProperty("--colour", value);
+    else if (name === "color") element.style.setProperty("--color", value);
     else if (name === "style") Object.assign(element.style, value);
     else element.setAttribute(name, value === true ? "" : String(value));
   }
@@ -30,11 +30,11 @@ const pValue = (p) => !Number.isFinite(p) ? "–" : p < 0.001 ? "< 0.001" : p.to
 const tone = (value) => (value > 0 ? "good" : value < 0 ? "bad" : "");
 const pieceText = (pieces) => pieces.join("").replaceAll("▁", " ").trim();
 const shownPiece = (piece) => piece.startsWith("▁") ? piece.slice(1) || "␣" : "·" + piece;
-const colourOf = (run) => `var(--s${run % 8})`;
+const colorOf = (run) => `var(--s${run % 8})`;
 const nameOf = (run) => DATA.runs[run].label;
-const dot = (run) => h("span", { class: "dot", colour: colourOf(run), "aria-hidden": "true" });
+const dot = (run) => h("span", { class: "dot", color: colorOf(run), "aria-hidden": "true" });
 
-// A row of buttons of which one is chosen; `choose` is told its number.
+// A row of buttons, one of them chosen; `choose` gets its number.
 function segments(label, options, chosen, choose) {
   const group = h("div", { class: "segments", role: "group", "aria-label": label });
   options.forEach((option, number) => {
@@ -57,7 +57,7 @@ function dropDown(label, options, chosen, choose) {
   return h("label", {}, label, select);
 }
 
-// A table whose headings sort it. Columns: {title, value, show, digits, first}.
+// A table that its headings sort. Columns: {title, value, show}.
 function sortedTable(columns, rows, { caption, rowClass, sort, descending }) {
   const state = { column: sort ?? null, descending: descending ?? true };
   const head = h("tr"), body = h("tbody");
@@ -65,7 +65,7 @@ function sortedTable(columns, rows, { caption, rowClass, sort, descending }) {
     const order = [...rows];
     if (state.column !== null) {
       const { value } = columns[state.column];
-      order.sort((a, b) => compared(value(a), value(b), state.descending));
+      order.sort((a, b) => compareValues(value(a), value(b), state.descending));
     }
     body.replaceChildren(...order.map((row) =>
       h("tr", { class: rowClass && rowClass(row) },
@@ -90,8 +90,8 @@ function sortedTable(columns, rows, { caption, rowClass, sort, descending }) {
   return h("table", {}, h("caption", { class: "hidden" }, caption), h("thead", {}, head), body);
 }
 
-// What is not known stands last, whatever the direction.
-function compared(one, other, descending) {
+// Missing values come last in both directions.
+function compareValues(one, other, descending) {
   const missing = (value) => value === undefined || value === null || Number.isNaN(value);
   if (missing(one) || missing(other)) return missing(one) - missing(other);
   const order = typeof one === "string" ? one.localeCompare(other, "en", { numeric: true }) : one - other;

@@ -1,36 +1,36 @@
-// The beam explorer: a sentence, a system, a step, a slot.
+// The beam explorer: a choice of sentence, system, step and slot.
 const now = { sentence: 0, run: DATA.runs.length - 1, step: 0, ladder: 1, node: null, tree: null };
 
 function fateText(search) {
   const { gold, finished, beam } = search;
-  const mean = `${fixed(gold.score)} nats a token`, best = finished[0] && `${fixed(finished[0].score)}`;
+  const mean = `${fixed(gold.score)} nats per token`, best = finished[0] && `${fixed(finished[0].score)}`;
   if (gold.fate === "best") return [h("strong", {}, "The search returned the reference itself"), `, at ${mean}.`];
-  if (gold.fate === "finished") return [h("strong", {}, "The reference was found, but not chosen"), `: the model gives it ${mean}, and ${best} to what it returned.`];
+  if (gold.fate === "finished") return [h("strong", {}, "The reference was found, but not chosen"), `: its score is ${mean}, and that of the returned hypothesis ${best}.`];
   const where = [];
   if (gold.lost !== null) {
     const step = search.steps[gold.lost], ends = step.gold >= step.candidates.length;
-    const word = ends ? "its end" : `“${step.candidates[step.gold][1].replaceAll("▁", "")}”`;
+    const word = ends ? "its end" : `“${step.candidates[step.gold][1].replaceAll("▁", "") || "␣"}”`;
     const last = step.rank >= step.candidates.length - 1 && !ends;
-    where.push("The reference ", h("strong", {}, `fell out of the beam at step ${gold.lost + 1}`),
-      `: ${word} was ${last ? `below the ${step.candidates.length - 1} best candidates` : `candidate ${step.rank + 1}`}, and ${beam} go on. `);
+    where.push("The reference ", h("strong", {}, `was pruned at step ${gold.lost + 1}`),
+      `: ${word} was ${last ? `not among the ${step.candidates.length - 1} best candidates` : `candidate ${step.rank + 1}`}, and the beam keeps ${beam}. `);
   } else where.push("The search ended before the reference did. ");
   where.push(gold.fate === "search error"
-    ? `The model gives it ${mean}${best ? `, more than the ${best} of what was found` : ""}: an error of the search.`
-    : `The model gives it ${mean}, and ${best} to what was found: the model's preference, not an error of the search.`);
+    ? `Its score is ${mean}${best ? `, higher than ${best} of the best hypothesis` : ""}: a search error.`
+    : `Its score is ${mean}, lower than ${best} of the best hypothesis: a model error, not a search error.`);
   return where;
 }
 
 function sayNode(search) {
-  const { node } = now, said = byId("said");
-  if (!node) { said.textContent = "Choose a step by its column, or a hypothesis; with the keyboard: focus the tree, then the arrow keys."; return; }
+  const { node } = now, description = byId("description");
+  if (!node) { description.textContent = "Click a column to choose a step, or a node to choose a hypothesis. Arrow keys work when the tree has the focus."; return; }
   const text = hypothesisText(node) || "(start)";
   const parts = [h("b", {}, text), ` — ${fixed(node.score)} nats`];
   if (node.alone !== undefined) parts.push(`, the last token ${fixed(node.alone)}`);
-  if (node.ends) parts.push(`; ends here as number ${node.ends.rank + 1} of ${search.finished.length}, ${fixed(node.ends.score)} normalised by length`);
+  if (node.ends) parts.push(`; ends here, rank ${node.ends.rank + 1} of ${search.finished.length}, length-normalized score ${fixed(node.ends.score)}`);
   else if (node.lost) parts.push("; the reference, pruned here");
-  else if (!node.alive) parts.push("; all that goes on from it is pruned later");
-  if (node.gold && !node.lost) parts.push("; the reference so far");
-  said.replaceChildren(...parts);
+  else if (!node.alive) parts.push("; all its continuations are pruned later");
+  if (node.gold && !node.lost) parts.push("; a prefix of the reference");
+  description.replaceChildren(...parts);
 }
 
 function showStep(search) {
@@ -39,7 +39,7 @@ function showStep(search) {
   byId("step-range").value = String(step + 1);
   byId("step-name").textContent = `Step ${step + 1} of ${search.steps.length}`;
   byId("step-back").disabled = step === 0;
-  byId("step-on").disabled = step === search.steps.length - 1;
+  byId("step-forward").disabled = step === search.steps.length - 1;
   byId("candidates").replaceChildren(candidateTable(search, step, tree.columns, now.ladder));
 }
 
@@ -76,7 +76,7 @@ function moveByKey(search, event) {
 
 function finishedTable(search) {
   return h("table", {}, h("caption", { class: "hidden" }, "Finished hypotheses, best first"),
-    h("thead", {}, h("tr", {}, ["#", "Finished hypothesis", "a token", "Sum", "Tokens"].map((title, i) =>
+    h("thead", {}, h("tr", {}, ["#", "Finished hypothesis", "Score", "log p", "Tokens"].map((title, i) =>
       h("th", { scope: "col", style: i === 1 ? { textAlign: "left" } : {} }, title)))),
     h("tbody", {}, search.finished.map((each, rank) => h("tr", {}, h("td", {}, String(rank + 1)),
       h("td", { lang: DATA.languages[1] }, pieceText(each.pieces)), h("td", {}, fixed(each.score)), h("td", {}, fixed(each.log_prob)), h("td", {}, String(each.tokens.length))))));
@@ -92,9 +92,9 @@ function stage(search) {
   });
   return h("div", { class: "stage" },
     h("div", { class: "tree", id: "tree", tabindex: "0", role: "group", "aria-label": "Tree of hypotheses. Arrow keys move between steps and slots.", onkeydown: (event) => moveByKey(search, event) }, now.tree.svg),
-    h("p", { class: "said", id: "said", role: "status" }),
-    h("div", { class: "keys" }, key("best", "leads to what is returned"), key("gold", "the reference"),
-      key("lost", "the reference, pruned"), key("", "leads to a finished hypothesis"), key("dead", "pruned later"), key("round", "ends here, with its rank"),
+    h("p", { class: "description", id: "description", role: "status" }),
+    h("div", { class: "keys" }, key("best", "leads to the returned hypothesis"), key("gold", "the reference"),
+      key("lost", "the reference, pruned"), key("", "leads to a finished hypothesis"), key("dead", "pruned later"), key("round", "a hypothesis ends here (its rank)"),
       h("span", {}, "· continues a word")));
 }
 
@@ -104,7 +104,7 @@ function stepper(search) {
     h("h3", { id: "step-name" }),
     h("button", { type: "button", id: "step-back", "aria-label": "Step back", onclick: to(() => now.step - 1) }, "←"),
     h("input", { type: "range", id: "step-range", min: 1, max: search.steps.length, "aria-label": "Step", oninput: (event) => chooseStep(search, Number(event.target.value) - 1) }),
-    h("button", { type: "button", id: "step-on", "aria-label": "Step on", onclick: to(() => now.step + 1) }, "→"),
+    h("button", { type: "button", id: "step-forward", "aria-label": "Step forward", onclick: to(() => now.step + 1) }, "→"),
     segments("Smoothing of the SOFT top-k", search.epsilons.map((epsilon) => `ε = ${Number(epsilon.toPrecision(3))}`), now.ladder, (ladder) => {
       now.ladder = ladder;
       const left = byId("tree").scrollLeft;
@@ -126,7 +126,7 @@ function showSearch() {
     h("div", {}, h("h4", {}, `Source, ${DATA.languages[0]}`), h("p", { lang: DATA.languages[0], dir: "auto" }, sentence.source)),
     h("div", {}, h("h4", {}, "Reference"), h("p", { lang: DATA.languages[1], dir: "auto" }, sentence.reference)));
   byId("search").replaceChildren(choice, pair, h("div", { class: "fate", id: "fate" }, h("p", {}, fateText(search))), stage(search), stepper(search),
-    h("p", { class: "note small" }, `All candidates compete by their sums; the ${search.beam} best that do not end go on. “In” is a candidate's SOFT top-${search.beam} membership, and the slots' columns are its share in each of them, both in percent; the middle ε is the run's own. The dashed line is the edge of the beam.`),
+    h("p", { class: "note small" }, `Candidates are ranked by their scores, the sums of log p; the beam keeps the ${search.beam} best that do not end. “In” is the SOFT top-${search.beam} membership of a candidate, and the last columns are its shares of the slots by the sorted operator, both in percent. The middle ε is that of the run. The dashed line is the edge of the beam.`),
     h("div", { class: "scroll", id: "candidates", tabindex: "0", role: "region", "aria-label": "Candidates of the step" }),
     h("div", { class: "scroll found", tabindex: "0", role: "region", "aria-label": "Finished hypotheses" }, finishedTable(search)));
   for (const button of document.querySelectorAll(".sentences button")) {
@@ -139,7 +139,7 @@ function showSearch() {
   keepInView(now.step + 2);
 }
 
-// Open a sentence from elsewhere on the page.
+// Open a sentence from another section.
 function explore(sentence, run) {
   now.sentence = sentence;
   now.run = run;
@@ -153,19 +153,19 @@ function explore(sentence, run) {
 function showExplorer() {
   const place = byId("explorer");
   if (!DATA.explorer) {
-    place.append(h("p", { class: "note" }, "This report was written without searches (--explore 0)."));
+    place.append(h("p", { class: "note" }, "This report was written without the beam explorer (--explore 0)."));
     return;
   }
   const { sentences, beam } = DATA.explorer;
   place.append(
-    h("p", { class: "note" }, `What the search did, step by step, with beam ${beam}: the ${sentences.length} sentences are those whose chrF changed most, and some drawn at random.`),
+    h("p", { class: "note" }, `The search step by step, with beam ${beam}. The ${sentences.length} sentences have the greatest changes of chrF or were drawn at random.`),
     h("div", { class: "explorer" },
       h("ul", { class: "sentences", "aria-label": "Sentences" }, sentences.map((sentence, number) => h("li", {},
         h("button", { type: "button", "data-sentence": number, onclick: () => { now.sentence = number; showSearch(); } },
           h("span", { class: "text" }, sentence.source),
           h("small", {}, `Sentence ${sentence.number + 1}`, h("span", { class: tone(sentence.change) }, signed(sentence.change, 1))))))),
       h("div", { class: "view", id: "search" })));
-  // First what changed most.
+  // Begin with the greatest change.
   now.sentence = sentences.reduce((best, one, i) => (Math.abs(one.change) > Math.abs(sentences[best].change) ? i : best), 0);
   showSearch();
 }

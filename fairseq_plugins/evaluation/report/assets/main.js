@@ -2,5 +2,5 @@ showSummary();
 showTraining();
 showTranslations();
 showExplorer();
-showMaking();
+showReproduction();
 document.documentElement.dataset.ready = "true";

@@ -1,4 +1,4 @@
-// Translations of two systems side by side, with the words that differ marked.
+// Translations of two systems side by side; words that differ are marked.
 const PAGE = 12;
 const view = {
   left: 0, right: DATA.runs.length - 1, order: "either", words: "", marks: "systems", count: PAGE,
@@ -9,7 +9,7 @@ const ORDERS = [
   ["low", "lowest score"], ["long", "longest source"], ["corpus", "order of the test set"],
 ];
 
-// Which words of two lines belong to a longest common subsequence: two lists of booleans.
+// Two lists of booleans: the words of two lines in a longest common subsequence.
 function common(ours, theirs) {
   const lengths = Array.from({ length: ours.length + 1 }, () => new Uint16Array(theirs.length + 1));
   for (let i = ours.length - 1; i >= 0; i--) {
@@ -44,7 +44,7 @@ function marked(text, other, reference) {
     while (i + 1 < ours.length && !same[i + 1] && (view.marks !== "systems" || inGold[i + 1] === right)) run += ours[++i];
     parts.push(space, h("mark", {
       class: right ? "in-gold" : "not-gold",
-      title: right ? "the reference has this too" : "not in the reference here",
+      title: right ? "also in the reference" : "not in the reference at this place",
     }, run));
   }
   return parts.length ? parts : h("em", { class: "note" }, "(empty)");
@@ -79,7 +79,7 @@ function sampleCard(sentence) {
     h("header", {},
       h("span", {}, `Sentence ${grouped(sentence.number + 1)}`),
       h("span", {},
-        inExplorer >= 0 && h("button", { type: "button", class: "link", onclick: () => explore(inExplorer, view.right) }, "see its beam"),
+        inExplorer >= 0 && h("button", { type: "button", class: "link", onclick: () => explore(inExplorer, view.right) }, "explore the beam"),
         " ", h("span", { class: `pill ${tone(Math.round(10 * change))}` }, `${signed(change, 1)} ${view.metric === "bleu" ? "BLEU" : "chrF"}`))),
     h("div", { class: "texts" },
       text("source", `Source, ${DATA.languages[0]}`, sentence.source, null, DATA.languages[0]),
@@ -97,9 +97,9 @@ function showSamples() {
 function showTranslations() {
   const { sentences, total, beam } = DATA.samples;
   byId("translations-note").textContent = (sentences.length < total
-    ? `${grouped(sentences.length)} of ${grouped(total)} sentences of ${DATA.tests[DATA.shown].title}, beam ${beam}: the greatest gains and losses, and others drawn at random. `
+    ? `${grouped(sentences.length)} of ${grouped(total)} sentences of ${DATA.tests[DATA.shown].title}, beam ${beam}: the greatest gains and losses and a random sample of the others. `
     : `All ${grouped(total)} sentences of ${DATA.tests[DATA.shown].title}, beam ${beam}. `) +
-    "Underlined words differ; green ones the reference has too.";
+    "Underlined words differ; green words are also in the reference.";
   const set = (name) => (value) => { view[name] = value; view.count = PAGE; showSamples(); };
   const systems = DATA.runs.map((run, number) => [String(number), run.label]);
   const search = h("input", { type: "search", placeholder: "any word", oninput: (event) => set("words")(event.target.value) });
@@ -110,7 +110,7 @@ function showTranslations() {
     dropDown("Right", systems, String(view.right), (value) => set("right")(Number(value))),
     dropDown("Sorted by", ORDERS, view.order, set("order")),
     dropDown("Score", [["chrf", "chrF"], ["bleu", "BLEU"]], view.metric, set("metric")),
-    dropDown("Marks", [["systems", "between the two"], ["reference", "to the reference"]], view.marks, set("marks")),
+    dropDown("Differences", [["systems", "between both systems"], ["reference", "from the reference"]], view.marks, set("marks")),
     h("label", {}, "Search", search));
   byId("more-samples").addEventListener("click", () => { view.count += PAGE; showSamples(); });
   showSamples();

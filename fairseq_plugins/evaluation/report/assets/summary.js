@@ -1,11 +1,10 @@
-// The finding in a sentence, a card for each system, two charts and the table.
+// The main finding, a card for each run, two charts and the table of scores.
 let testNumber = DATA.shown;
 const control = 0;
 
 const rowOf = (test, run, beam) =>
   test.rows.find((row) => row.run === run && row.beam === beam);
 
-// Over its seeds where there are several.
 const systemName = (row) => (row.system === undefined ? nameOf(row.run) : DATA.systems[row.system].label);
 
 function finding(test) {
@@ -26,10 +25,10 @@ function findingOf([base, ...rows], how) {
 }
 
 function verdictOf(row) {
-  if (row.p_bleu === undefined) return "what the others are compared with";
-  const chance = row.p_bleu < 0.05 ? "unlikely to be chance" : "may well be chance";
+  if (row.p_bleu === undefined) return "control";
+  const chance = row.p_bleu < 0.05 ? "unlikely to be chance" : "may be chance";
   return [h("strong", { class: row.p_bleu < 0.05 ? tone(row.change) : "" }, signed(row.change)),
-    ` to the control: ${chance} (p ${row.p_bleu < 0.001 ? "" : "= "}${pValue(row.p_bleu)})`];
+    ` against the control: ${chance} (p ${row.p_bleu < 0.001 ? "" : "= "}${pValue(row.p_bleu)})`];
 }
 
 function cards(test) {
@@ -37,7 +36,7 @@ function cards(test) {
   const low = Math.min(...rows.map((row) => row.ci[0])), high = Math.max(...rows.map((row) => row.ci[1]));
   const at = (value) => `${(100 * (value - low)) / Math.max(high - low, 1e-9)}%`;
   byId("cards").replaceChildren(...rows.map((row, run) =>
-    h("article", { class: "card", colour: colourOf(run) },
+    h("article", { class: "card", color: colorOf(run) },
       h("h3", {}, dot(run), nameOf(run)),
       h("p", { class: "big" }, fixed(row.bleu), h("span", { class: "unit" }, `BLEU, beam ${row.beam}`)),
       h("div", {
@@ -79,13 +78,13 @@ function lengthChart(place, test) {
       DATA.runs.map((_, run) => h("td", {}, fixed(bleu[run][i])))))));
   chart(place, {
     title: "BLEU by length", subtitle: `Words in the reference, beam ${test.beam}.`, numbers,
-    summary: "Its numbers follow.", runs: DATA.runs.map((_, run) => run),
+    summary: "The numbers are in the table below.", runs: DATA.runs.map((_, run) => run),
     config: () => ({
       type: "bar",
       data: {
         labels,
         datasets: DATA.runs.map((_, run) => ({
-          label: nameOf(run), data: bleu[run], backgroundColor: runColour(run), borderRadius: 3,
+          label: nameOf(run), data: bleu[run], backgroundColor: runColor(run), borderRadius: 3,
           categoryPercentage: 0.72, barPercentage: 0.9,
         })),
       },
@@ -115,19 +114,19 @@ function scoreTable(test) {
     },
     number("Beam", "beam", grouped),
     number("BLEU", "bleu", fixed),
-    ...(test.pooled.length ? [number("± of seeds", "deviation", fixed)] : []),
+    ...(test.pooled.length ? [number("± over seeds", "deviation", fixed)] : []),
     { title: "95 % interval", value: (row) => row.ci?.[0], show: (row) => range(row.ci, fixed) },
     { title: "Change", value: (row) => row.change, show: (row) => h("span", { class: row.p_bleu < 0.05 && tone(row.change) }, signed(row.change)) },
     ...(test.pooled.length
-      ? [{ title: "its 95 % interval", value: (row) => row.change_interval?.[0], show: (row) => range(row.change_interval, signed) }] : []),
+      ? [{ title: "Change, 95 % interval", value: (row) => row.change_interval?.[0], show: (row) => range(row.change_interval, signed) }] : []),
     number("p", "p_bleu", pValue),
     number("chrF", "chrf", fixed),
     number("p of chrF", "p_chrf", pValue),
     ...extras.map((name) => ({ title: name, value: (row) => row.extra[name], show: (row) => fixed(row.extra[name]) })),
     number("Brevity penalty", "brevity_penalty", (value) => fixed(value, 3)),
-    number("Tokens / s", "tokens_per_second", (value) => grouped(Math.round(value))),
+    number("Tokens/s", "tokens_per_second", (value) => grouped(Math.round(value))),
     { title: "Updates", value: (row) => mean(row, "updates"), show: (row) => grouped(Math.round(mean(row, "updates"))) },
-    { title: "Training, min", value: (row) => mean(row, "seconds"), show: (row) => fixed(mean(row, "seconds") / 60, 1) },
+    { title: "Training (min)", value: (row) => mean(row, "seconds"), show: (row) => fixed(mean(row, "seconds") / 60, 1) },
     { title: "Checkpoint", value: (row) => row.checkpoint, show: (row) => row.checkpoint.replace(/^checkpoint_|\.pt$/g, "") },
   ];
   return sortedTable(columns, rows, {
@@ -151,11 +150,11 @@ function showTest() {
 
 function showSummary() {
   byId("eyebrow").textContent = `${DATA.title} · ${DATA.corpus.pair} · ${DATA.made.slice(0, 10)}`;
-  byId("scores-note").textContent = "Detokenised text against the raw reference. Change and p are to the control " +
-    `(${nameOf(control)}) at the same beam; p is how probable so great a difference is between equally good systems. ` +
-    "Intervals are bootstrapped and say how much BLEU hangs on these very sentences." + (DATA.systems[0].seeds > 1
-      ? " Each run is compared with the control's run of the same place; rows of several seeds pool them sentence by sentence, " +
-        "and the interval of their change draws sentences and seeds." : "");
+  byId("scores-note").textContent = "Detokenized translations against the raw reference. Change and p are against the control " +
+    `(${nameOf(control)}) at the same beam size; p is the probability of such a difference between equally good systems. ` +
+    "Intervals are bootstrapped over the sentences of the test set." + (DATA.systems[0].seeds > 1
+      ? " Each run is compared with the control's run of the same seed. The rows of means pool the seeds, " +
+        "and the interval of their change resamples sentences and seeds." : "");
   if (DATA.tests.length > 1) {
     byId("test-choice").append(segments("Test set", DATA.tests.map((test) => test.title), testNumber, (number) => {
       testNumber = number;

@@ -1,4 +1,4 @@
-// Light, dark or what the system says; charts are told, since they draw pixels.
+// Light, dark or the system's theme; charts are drawn again after a change.
 const THEMES = [["auto", "◐", "Auto"], ["light", "○", "Light"], ["dark", "●", "Dark"]];
 const themeListeners = [];
 
@@ -11,8 +11,8 @@ function setTheme(name) {
   document.documentElement.dataset.theme = key;
   byId("theme-sign").textContent = sign;
   byId("theme-name").textContent = text;
-  byId("theme").setAttribute("aria-label", `Colours: ${key === "auto" ? "automatic" : key}`);
-  try { localStorage.setItem("report-theme", key); } catch { /* a page from a file may not */ }
+  byId("theme").setAttribute("aria-label", `Colors: ${key === "auto" ? "automatic" : key}`);
+  try { localStorage.setItem("report-theme", key); } catch { /* forbidden for local files in some browsers */ }
   themeListeners.forEach((listener) => listener());
 }
 
@@ -24,6 +24,6 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
   themeListeners.forEach((listener) => listener()));
 setTheme(remembered() || "auto");
 
-const cssColour = (name) =>
+const cssColor = (name) =>
   getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const runColour = (run) => cssColour(`--s${run % 8}`);
+const runColor = (run) => cssColor(`--s${run % 8}`);

@@ -1,8 +1,8 @@
-// The tree of hypotheses: a column for each number of tokens, a row for each slot, and
-// under it the memberships of all candidates of each step as a heat map.
+// The tree of hypotheses: a column for each number of tokens and a row for each slot.
+// Below it a heat map of the memberships of all candidates of each step.
 const BOX = { column: 104, row: 36, width: 86, height: 25, top: 30, left: 10, heat: 9 };
 
-// What every slot of every column holds, and where it leads.
+// The hypothesis in each slot of each column, and its fate.
 function slotsOf(search) {
   const columns = [[{ piece: "start", parent: null, column: 0, slot: 0, score: 0, gold: true }]];
   search.steps.forEach((step, number) => {
@@ -22,17 +22,17 @@ function slotsOf(search) {
       if (rank === 0) node.best = true;
     }
   });
-  // The slots after the last step were never gone on with.
+  // No hypothesis continues from the slots after the last step.
   if (columns.at(-1).every((node) => !node.alive)) columns.pop();
   return columns;
 }
 
-function wayTo(node) {
-  const way = [];
-  for (; node; node = node.parent) way.unshift(node);
-  return way;
+function pathTo(node) {
+  const path = [];
+  for (; node; node = node.parent) path.unshift(node);
+  return path;
 }
-const hypothesisText = (node) => pieceText(wayTo(node).slice(1).map((each) => each.piece));
+const hypothesisText = (node) => pieceText(pathTo(node).slice(1).map((each) => each.piece));
 
 const xOf = (column) => BOX.left + column * BOX.column;
 const yOf = (slot) => BOX.top + slot * BOX.row;
@@ -62,7 +62,7 @@ function nodeMark(node, choose) {
   return mark;
 }
 
-// Where gold was when it left: a node outside of the beam.
+// The reference where it was pruned: a node outside of the beam.
 function lostNode(search, columns) {
   const { lost } = search.gold;
   if (lost === null) return null;
@@ -88,14 +88,14 @@ function heatRows(search, ladder, top, chosen) {
   return marks;
 }
 
-// Draw it. `onStep` and `onNode` hear what is chosen; the result can be told.
+// Draw the tree. `onStep` and `onNode` are called with the chosen step or node.
 function drawTree(search, { ladder, onStep, onNode }) {
   const columns = slotsOf(search), lost = lostNode(search, columns);
   const lanes = search.beam + (lost ? 1 : 0);
   const heatTop = yOf(lanes) + 22;
   const pool = Math.max(...search.steps.map((step) => step.candidates.length), 0);
   const width = xOf(search.steps.length + 1), height = heatTop + pool * BOX.heat + 12;
-  const svg = s("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Tree of hypotheses; what is chosen is said below" });
+  const svg = s("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Tree of hypotheses; the chosen one is described below" });
   const bands = search.steps.map((_, number) => {
     const band = s("rect", { class: "column", x: xOf(number + 1) - 8, y: 0, width: BOX.column, height, onclick: () => onStep(number) });
     svg.append(band, s("text", { class: "head", x: xOf(number + 1) + BOX.width / 2, y: 17, "text-anchor": "middle", "pointer-events": "none" }, String(number + 1)));
@@ -120,10 +120,10 @@ function drawTree(search, { ladder, onStep, onNode }) {
       bands.forEach((band, other) => band.classList.toggle("chosen", other === number));
     },
     markNode(chosen) {
-      const way = new Set(chosen ? wayTo(chosen) : []);
+      const path = new Set(chosen ? pathTo(chosen) : []);
       for (const node of nodes) {
         node.mark.classList.toggle("chosen", node === chosen);
-        node.edge?.classList.toggle("way", way.has(node));
+        node.edge?.classList.toggle("path", path.has(node));
       }
     },
   };

@@ -1,4 +1,4 @@
-// Configurations side by side, commands, and what the numbers were made with.
+// Configurations side by side, commands and versions.
 function configTable() {
   const keys = [...new Set(DATA.runs.flatMap((run) => Object.keys(run.config)))];
   const cell = (run, name) => run.config[name] ?? "–";
@@ -15,22 +15,22 @@ function copyButton(text) {
     type: "button", class: "quiet small",
     onclick: async (event) => {
       const button = event.currentTarget;
-      try { await navigator.clipboard.writeText(text); button.textContent = "copied"; } catch { button.textContent = "select it and copy"; }
+      try { await navigator.clipboard.writeText(text); button.textContent = "copied"; } catch { button.textContent = "select and copy"; }
     },
   }, "copy");
 }
 
-function showMaking() {
+function showReproduction() {
   const commands = DATA.runs.map((run, number) => [
     h("h3", {}, h("span", {}, dot(number), run.path), run.command && copyButton(run.command)),
     h("p", { class: "note small" }, `${run.checkpoint}${run.checkpoint_sha256 ? `, sha256 ${run.checkpoint_sha256.slice(0, 16)}…` : ""}`),
-    run.command ? h("pre", {}, run.command) : h("p", { class: "note" }, "Its command was not recorded."),
+    run.command ? h("pre", {}, run.command) : h("p", { class: "note" }, "The command was not recorded."),
   ]);
-  byId("made").append(
+  byId("reproduction-content").append(
     h("p", { class: "note" }, "Options that differ between the runs come first."),
     h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Configurations" }, configTable()),
-    h("details", { open: DATA.runs.length <= 3 }, h("summary", {}, "Commands that trained the systems"), commands),
-    h("h3", {}, h("span", {}, "This page"), DATA.command && copyButton(DATA.command)),
+    h("details", { open: DATA.runs.length <= 3 }, h("summary", {}, "Training commands"), commands),
+    h("h3", {}, h("span", {}, "This report"), DATA.command && copyButton(DATA.command)),
     ...(DATA.command ? [h("pre", {}, DATA.command)] : []),
     h("p", { class: "note small" }, `Written ${DATA.made.replace("T", " ")} with ${Object.entries(DATA.versions).map(([name, version]) => `${name} ${version}`).join(", ")}; charts by Chart.js (MIT).`));
 }
