@@ -1,12 +1,11 @@
-"""What an update on a CPU costs with and without glibc keeping its memory.
+"""CPU time of an update with and without glibc keeping freed memory.
 
-    python scripts/dev/bench_allocation.py \\
-        --output results/beam_training/allocation.json
+    python scripts/dev/bench_allocation.py
 
-Each turn starts two processes, one with the variables that scripts/train.py sets
-(`fairseq_plugins.utils.process.ALLOCATION`) and one without, which make updates of a
-model of random weights by cross entropy. It is their CPU time that counts, which other
-processes hardly change.
+Each turn starts two processes that make updates of a model of random weights with cross
+entropy: one with the variables that scripts/train.py sets
+(`fairseq_plugins.utils.process.ALLOCATION`) and one without. CPU time is compared,
+which other processes hardly change.
 """
 
 from __future__ import annotations
@@ -17,20 +16,14 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import environment, timed
-from random_models import (
-    MODELS,
-    gradient_update,
-    random_batch,
-    random_model,
-)
+from measure import create_parser, describe_machine, time_calls
+from random_models import SIZES, create_batch, create_model, create_task, create_update
+from results_tables import merge_rows
 
 from fairseq_plugins.utils.errors import run_command_line
-from fairseq_plugins.utils.files import write_json
 from fairseq_plugins.utils.process import ALLOCATION
 
 _WARM_UP, _UPDATES = 3, 12
@@ -39,74 +32,64 @@ _WARM_UP, _UPDATES = 3, 12
 def main() -> None:
     options = _parse()
     if options.child:
-        print(_seconds_an_update(options))
+        print(_time_update(options))
         return
-    rows = [_row(arch, options) for arch in options.models]
-    report = {"environment": environment("cpu", 1), "rows": rows}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output, report)
+    rows = [_measure(model, options) for model in options.models]
+    merge_rows(options.output, rows, ("model", "vocabulary", "length", "tokens"))
     for row in rows:
-        print(f"{row['arch']}: {row['ratio']:.2f} x the CPU time without")
-    print(f"written to {options.output}")
+        print(f"{row['model']}: {row['ratio']:.2f} x the CPU time without")
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser = create_parser(__doc__, "allocation.csv")
     add = parser.add_argument
-    add("--output", type=Path, default=Path("runs/bench_allocation.json"))
-    add("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    add("--models", nargs="+", choices=list(SIZES), default=list(SIZES))
     add("--vocabulary", type=int, default=6_000)
-    add("--length", type=int, default=16, help="of the sentences, tokens")
+    add("--length", type=int, default=16, help="of the sentences, in tokens")
     add("--tokens", type=int, default=2_400, help="target tokens in the batch")
     add("--turns", type=int, default=5)
     add("--child", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def _row(arch: str, options: argparse.Namespace) -> dict[str, Any]:
+def _measure(model: str, options: argparse.Namespace) -> dict[str, Any]:
     plain = {k: v for k, v in os.environ.items() if k not in ALLOCATION}
-    kept: list[float] = []
-    given: list[float] = []
+    sizes = {
+        name: getattr(options, name) for name in ("vocabulary", "length", "tokens")
+    }
+    command = [sys.executable, __file__, "--child", "--models", model]
+    command += [f"--{name}={value}" for name, value in sizes.items()]
+    with_: list[float] = []
+    without: list[float] = []
     for _ in range(options.turns):
-        kept.append(_in_child(arch, options, plain | ALLOCATION))
-        given.append(_in_child(arch, options, plain))
-    ratios = sorted(each / base for each, base in zip(kept, given))
+        for seconds, variables in ((with_, plain | ALLOCATION), (without, plain)):
+            output = subprocess.check_output(command, env=variables, text=True)
+            seconds.append(float(output.split()[-1]))
+    ratios = [each / base for each, base in zip(with_, without)]
     return {
-        "arch": arch,
-        "vocabulary": options.vocabulary,
-        "length": options.length,
-        "tokens": options.tokens,
-        "cpu_seconds_with": statistics.median(kept),
-        "cpu_seconds_without": statistics.median(given),
+        "model": model,
+        **sizes,
+        "cpu_seconds_with": statistics.median(with_),
+        "cpu_seconds_without": statistics.median(without),
         "ratio": statistics.median(ratios),
-        "ratios": ratios,
+        "ratio_low": min(ratios),
+        "ratio_high": max(ratios),
+        "turns": options.turns,
+        **describe_machine(),
     }
 
 
-def _in_child(
-    arch: str, options: argparse.Namespace, variables: dict[str, str]
-) -> float:
-    command = [
-        sys.executable, __file__, "--child", "--models", arch,
-        "--vocabulary", str(options.vocabulary), "--length", str(options.length),
-        "--tokens", str(options.tokens),
-    ]  # fmt: skip
-    answer = subprocess.run(
-        command, capture_output=True, text=True, check=True, env=variables
-    )
-    return float(answer.stdout.split()[-1])
-
-
-def _seconds_an_update(options: argparse.Namespace) -> float:
+def _time_update(options: argparse.Namespace) -> float:
     from fairseq.criterions.cross_entropy import CrossEntropyCriterion
 
     torch.set_num_threads(1)
-    case = {**vars(options), "arch": options.models[0], "device": "cpu"}
-    task, model = random_model(case)
+    task = create_task(options.vocabulary)
+    model = create_model(task, options.models[0])
     criterion = CrossEntropyCriterion(task, sentence_avg=False)
-    update = gradient_update(model, criterion, random_batch(case, task))
-    timed(update, _WARM_UP, time.process_time)
-    return timed(update, _UPDATES, time.process_time)
+    sample = create_batch(task, tokens=options.tokens, length=options.length)
+    update = create_update(model, criterion, sample)
+    time_calls(update, _WARM_UP, time.process_time)
+    return time_calls(update, _UPDATES, time.process_time)
 
 
 if __name__ == "__main__":

@@ -1,93 +1,119 @@
-"""Time and memory of the preparation, against spm_encode and fairseq-preprocess.
+"""Time and memory of the preparation, also against spm_encode and fairseq-preprocess.
 
-    python scripts/dev/bench_prepare.py --source DIR --json \\
-        results/prepare/two_cores.json
+    python scripts/dev/bench_prepare.py --source DIR [--workers 2]
 
-Prepares the recipe ``europarl-part-en-fr`` stage by stage. Then, on its training text
-and in turn: SentencePiece's own encoder and fairseq-preprocess, and ours, whose files
-must be the same byte for byte. Last, cleaning and encoding of parts and multiples of
-that text: how time and memory grow, and what that makes of 36 million pairs.
+Prepares the recipe ``europarl-part-en-fr`` stage by stage (part ``stage``). Then, on
+its training text, SentencePiece's encoder and fairseq-preprocess are compared with this
+project, whose files must be the same byte for byte (``against``). Last, parts and
+multiples of that text show how cleaning and encoding grow (``growth``), and a
+projection to 36 million pairs is printed. Each job is a separate process of this script
+(--job NAME --source FOLDER).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import filecmp
+import functools
 import itertools
-import json
-import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prepare_jobs import LANGUAGES
-from tree_usage import Usage, run_measured
+import sentencepiece
+from measure import create_parser, describe_machine, measure_command
+from results_tables import ROOT, merge_rows
 
+from fairseq_plugins.corpus import binarize
+from fairseq_plugins.corpus.clean import PlainPart, clean_training_text
 from fairseq_plugins.corpus.prepare import STAGES
+from fairseq_plugins.corpus.recipe import load_recipe
+from fairseq_plugins.corpus.subwords import SentencePieces
 from fairseq_plugins.utils.errors import UserError, run_command_line
-from fairseq_plugins.utils.files import read_json, write_json
+from fairseq_plugins.utils.files import read_json
 
-_RECIPE = "europarl-part-en-fr"
-_SCRIPTS = Path(__file__).resolve().parent
+RECIPE = "europarl-part-en-fr"
+LANGUAGES = ("en", "fr")
 # Parts of the corpus and a multiple of it: enough for a line through time and memory.
-_SIZES = (0.25, 0.5, 1.0, 2.0)
-_PROJECTED = {"pairs": 36_000_000, "cores": 16}
+SIZES = (0.25, 0.5, 1.0, 2.0)
+PROJECTED_PAIRS, PROJECTED_CORES = 36_000_000, 16
+KEY = ("part", "job", "pairs", "workers")
+_LINES_AT_ONCE = 10_000
+
+Row = dict[str, Any]
 
 
 def main() -> None:
     arguments = _parse_arguments()
+    if arguments.job:
+        JOBS[arguments.job](arguments.source, arguments.workers)
+        return
     workers = arguments.workers
-    result: dict[str, Any] = {
-        "command": "python scripts/dev/bench_prepare.py " + " ".join(sys.argv[1:]),
-        "recipe": _RECIPE,
-        "workers": workers,
-        "cpus": len(os.sched_getaffinity(0)),
-        "load_before": os.getloadavg(),
-    }
+    machine = {"workers": workers, **describe_machine()}
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         corpus = Path(scratch) / "corpus"
-        result["stages"] = _stages(arguments.source, corpus, workers)
-        manifest = read_json(corpus / "manifest.json")
-        result["counts"] = {
-            name: stage["counts"] for name, stage in manifest["stages"].items()
-        }
-        _save(result, arguments.json)
-        result["against"] = _against(corpus, Path(scratch) / "against", workers)
-        _save(result, arguments.json)
-        result["growth"] = _growth(corpus, Path(scratch) / "growth", workers)
-        result["projection"] = _projection(result)
-        result["load_after"] = os.getloadavg()
-        _save(result, arguments.json)
-    json.dump(result, sys.stdout, indent=2)
+        rows = []
+        for part in (
+            _measure_stages(arguments.source, corpus, workers),
+            _compare(corpus, Path(scratch) / "against", workers),
+            _measure_growth(corpus, Path(scratch) / "growth", workers),
+        ):
+            rows += part
+            merge_rows(arguments.output, [row | machine for row in part], KEY)
+    minutes = project_minutes(rows)
+    print(f"{PROJECTED_PAIRS:,} pairs on {PROJECTED_CORES} cores, projected minutes:")
+    print({job: round(value, 2) for job, value in minutes.items()})
 
 
-def _save(result: dict[str, Any], path: Path) -> None:
-    write_json(path, result)
-
-
-def _stages(source: Path, corpus: Path, workers: int) -> dict[str, Any]:
+def _measure_stages(source: Path, corpus: Path, workers: int) -> list[Row]:
     """Prepare the recipe, each stage by a process of its own."""
-    report = {}
-    for stage in STAGES:
-        usage = run_measured([
-            sys.executable, str(_SCRIPTS / "prepare.py"), _RECIPE, "--stage", stage,
-            "--source", str(source), "--out", str(corpus), "--workers", str(workers),
-        ])  # fmt: skip
-        report[stage] = usage._asdict()
-    return report
+    usages = {
+        stage: measure_command([
+            sys.executable, str(ROOT / "scripts" / "prepare.py"), RECIPE,
+            "--stage", stage, "--source", str(source), "--out", str(corpus),
+            "--workers", str(workers),
+        ])
+        for stage in STAGES
+    }  # fmt: skip
+    counts = read_json(corpus / "manifest.json")["stages"]["clean-train"]["counts"]
+    raw = ("fetch", "extract", "clean")
+    return [
+        {"part": "stage", "job": stage,
+         "pairs": counts["read" if stage in raw else "pairs"], **usage._asdict()}
+        for stage, usage in usages.items()
+    ]  # fmt: skip
 
 
-def _job(name: str, folder: Path, workers: int) -> Usage:
-    return run_measured([
-        sys.executable, str(_SCRIPTS / "_prepare_jobs.py"), name, str(folder),
-        str(workers),
-    ])  # fmt: skip
+def _compare(corpus: Path, folder: Path, workers: int) -> list[Row]:
+    pairs = _write_text(corpus, folder)
+    rows = [
+        _measure("against", job, folder, pairs, workers)
+        for job in ("spm_encode", "fairseq_preprocess", "encode_and_binarize")
+    ]
+    for path in sorted((folder / "ours").iterdir()):
+        if not filecmp.cmp(path, folder / "theirs" / path.name, shallow=False):
+            raise UserError(f"`{path.name}` differs from that of fairseq-preprocess.")
+    return rows
 
 
-def _set_up(corpus: Path, folder: Path, size: float = 1.0) -> int:
+def _measure_growth(corpus: Path, folder: Path, workers: int) -> list[Row]:
+    rows = []
+    for size in SIZES:
+        pairs = _write_text(corpus, folder / str(size), size)
+        rows += [
+            _measure("growth", job, folder / str(size), pairs, workers)
+            for job in ("clean", "encode_and_binarize")
+        ]
+        shutil.rmtree(folder / str(size))
+    return rows
+
+
+def _write_text(corpus: Path, folder: Path, size: float = 1.0) -> int:
     """Put ``size`` times the training text into a folder; return the pairs."""
     folder.mkdir(parents=True)
     shutil.copy(corpus / "spm" / "joint.model", folder)
@@ -99,81 +125,117 @@ def _set_up(corpus: Path, folder: Path, size: float = 1.0) -> int:
             endless = itertools.cycle(lines)
             for number, line in enumerate(itertools.islice(endless, pairs)):
                 copy = number // len(lines)
-                # Marked, so that a copy is no duplicate.
+                # A number makes a copy different, so that it is no duplicate.
                 out.write(line if not copy else b"%d " % copy + line)
     return pairs
 
 
-def _against(corpus: Path, folder: Path, workers: int) -> dict[str, Any]:
-    pairs = _set_up(corpus, folder)
-    theirs = [_job(name, folder, workers) for name in
-              ("spm_encode", "fairseq_preprocess")]  # fmt: skip
-    ours = _job("encode_and_binarise", folder, workers)
-    for path in sorted((folder / "ours").iterdir()):
-        if not filecmp.cmp(path, folder / "theirs" / path.name, shallow=False):
-            raise UserError(f"`{path.name}` differs from that of fairseq-preprocess.")
-    return {
-        "pairs": pairs,
-        "spm_encode": theirs[0]._asdict(),
-        "fairseq_preprocess": theirs[1]._asdict(),
-        "ours": ours._asdict(),
-        "ratio_of_seconds": sum(usage.seconds for usage in theirs) / ours.seconds,
-        "ratio_of_cpu_seconds": (
-            sum(usage.cpu_seconds for usage in theirs) / ours.cpu_seconds
-        ),
-        "identical_files": sorted(path.name for path in (folder / "ours").iterdir()),
-    }
+def _measure(part: str, job: str, folder: Path, pairs: int, workers: int) -> Row:
+    usage = measure_command([
+        sys.executable, __file__, "--job", job, "--source", str(folder),
+        "--workers", str(workers),
+    ])  # fmt: skip
+    return {"part": part, "job": job, "pairs": pairs, **usage._asdict()}
 
 
-def _growth(corpus: Path, folder: Path, workers: int) -> list[dict[str, Any]]:
-    rows = []
-    for size in _SIZES:
-        place = folder / str(size)
-        row: dict[str, Any] = {"pairs": _set_up(corpus, place, size)}
-        for name in ("clean", "encode_and_binarise"):
-            row[name] = _job(name, place, workers)._asdict()
-        rows.append(row)
-        shutil.rmtree(place)
-    return rows
+def project_minutes(rows: list[Row]) -> dict[str, float]:
+    """Extend the measured CPU seconds to a large corpus; return minutes by job.
+
+    Assumes that CPU seconds grow along the line through ``growth``, that all cores
+    share cleaning and encoding evenly, and that one core does extraction and
+    binarization. Downloads, digests between the stages and subwords, which are trained
+    on a sample of constant size, do not count.
+    """
+    minutes = {}
+    for job in ("clean", "encode_and_binarize"):
+        grown = [r for r in rows if r["part"] == "growth" and r["job"] == job]
+        slope, start = np.polyfit(
+            [float(row["pairs"]) for row in grown],
+            [float(row["cpu_seconds"]) for row in grown],
+            1,
+        )
+        seconds = slope * PROJECTED_PAIRS / PROJECTED_CORES + max(start, 0.0)
+        minutes[job] = float(seconds) / 60
+    stages = {row["job"]: row for row in rows if row["part"] == "stage"}
+    for job in ("extract", "binarise"):
+        per_pair = float(stages[job]["cpu_seconds"]) / float(stages["clean"]["pairs"])
+        minutes[job] = per_pair * PROJECTED_PAIRS / 60
+    return minutes | {"all": sum(minutes.values())}
 
 
-def _projection(result: dict[str, Any]) -> dict[str, Any]:
-    """Extend the measured lines of CPU time; say what is assumed."""
-    pairs, cores = _PROJECTED["pairs"], _PROJECTED["cores"]
-    report: dict[str, Any] = {
-        **_PROJECTED,
-        "assumes": "time on one core of the measuring machine; CPU seconds grow by the "
-        "line through `growth`; cleaning and encoding are shared evenly by all cores, "
-        "extracting and binarising (counted in both) are not; without downloads, "
-        "without digests of the files between the stages, and without subwords, which "
-        "train on a sample of constant size",
-    }
-    counts = [row["pairs"] for row in result["growth"]]
-    total = 0.0
-    for name in ("clean", "encode_and_binarise"):
-        cpu = [row[name]["cpu_seconds"] for row in result["growth"]]
-        slope, start = np.polyfit(counts, cpu, 1)
-        report[name] = {
-            "cpu_seconds_per_million_pairs": 1e6 * slope,
-            "cpu_seconds_at_zero": start,
-            "minutes": (slope * pairs / cores + max(start, 0.0)) / 60,
-        }
-        total += report[name]["minutes"]
-    read = result["counts"]["clean-train"]["read"]
-    for name in ("extract", "binarise"):
-        cpu_seconds = result["stages"][name]["cpu_seconds"]
-        report[name] = {"minutes": cpu_seconds / read * pairs / 60}
-        total += report[name]["minutes"]
-    report["minutes"] = total
-    return report
+def _spm_encode(folder: Path, workers: int) -> None:
+    """SentencePiece's own encoder with its threads, from text to text in pieces."""
+    processor = sentencepiece.SentencePieceProcessor(
+        model_file=str(folder / "joint.model")
+    )
+    (folder / "pieces").mkdir(exist_ok=True)
+    for language in LANGUAGES:
+        text = folder / f"train.{language}"
+        with open(text, encoding="utf-8", newline="\n") as lines, open(
+            folder / "pieces" / text.name, "w", encoding="utf-8"
+        ) as out:
+            while batch := [
+                line.rstrip("\n") for line in itertools.islice(lines, _LINES_AT_ONCE)
+            ]:
+                split = processor.encode(batch, out_type=str, num_threads=workers)
+                out.writelines(" ".join(pieces) + "\n" for pieces in split)
+
+
+def _fairseq_preprocess(folder: Path, workers: int) -> None:
+    """fairseq-preprocess, from text in pieces to its binary format."""
+    command = [
+        sys.executable, "-m", "fairseq_cli.preprocess", "--joined-dictionary",
+        "--source-lang", LANGUAGES[0], "--target-lang", LANGUAGES[1],
+        "--trainpref", str(folder / "pieces" / "train"),
+        "--destdir", str(folder / "theirs"), "--workers", str(workers),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def _encode_and_binarize(folder: Path, workers: int) -> None:
+    """This project's way from text to the binary format."""
+    pairs = 0
+    for language in LANGUAGES:
+        text = folder / f"train.{language}"
+        create_encoder = functools.partial(
+            SentencePieces, folder / "joint.model", by_word=True
+        )
+        ids = folder / "ids" / text.name
+        binarize.encode(create_encoder, text, ids, workers=workers)
+        lengths = folder / "ids" / f"{text.name}{binarize.ENDINGS[1]}"
+        pairs = lengths.stat().st_size // 4
+    binarize.binarize(
+        folder / "ids", folder / "ours", pairs={"train": pairs},
+        source_lang=LANGUAGES[0], target_lang=LANGUAGES[1],
+    )  # fmt: skip
+
+
+def _clean(folder: Path, workers: int) -> None:
+    """Every filter, duplicates included."""
+    cleaning = dataclasses.replace(load_recipe("wmt14-en-fr")[1].cleaning)
+    source, target = (folder / f"train.{language}" for language in LANGUAGES)
+    part = PlainPart(source, target, (source.name, target.name))
+    out = folder / "clean"
+    clean_training_text(
+        [part], out / source.name, out / target.name, cleaning=cleaning, workers=workers
+    )
+
+
+JOBS = {
+    "spm_encode": _spm_encode,
+    "fairseq_preprocess": _fairseq_preprocess,
+    "encode_and_binarize": _encode_and_binarize,
+    "clean": _clean,
+}
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Time and memory of the preparation.")
-    parser.add_argument("--source", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--workers", type=int, default=2, metavar="N")
-    parser.add_argument("--scratch", type=Path, metavar="DIR", help="for large files")
+    parser = create_parser(__doc__, "prepare.csv")
+    add = parser.add_argument
+    add("--source", type=Path, required=True, metavar="DIR")
+    add("--workers", type=int, default=2, metavar="N")
+    add("--scratch", type=Path, metavar="DIR", help="for large files")
+    add("--job", choices=list(JOBS), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

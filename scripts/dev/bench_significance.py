@@ -1,11 +1,9 @@
-"""How often paired tests call two equally good systems different.
+"""How often paired tests find a difference between two equally good systems.
 
-    python scripts/dev/bench_significance.py --output \\
-        results/evaluation/significance.json
+    python scripts/dev/bench_significance.py
 
 Both systems are the references with a quarter of the words exchanged at random, drawn
-anew for every pair: a test whose p-values mean what they say finds p < 0.05 in 5 % of
-the pairs.
+again for every pair. A correct test finds p < 0.05 in 5 % of the pairs.
 """
 
 from __future__ import annotations
@@ -13,44 +11,49 @@ from __future__ import annotations
 import argparse
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from measure import create_parser
+from results_tables import ROOT, merge_rows
 
 from fairseq_plugins.evaluation.significance import paired_test
-from fairseq_plugins.evaluation.table import format_table
-from fairseq_plugins.utils.arguments import at_least, output_file
+from fairseq_plugins.utils.arguments import at_least
 from fairseq_plugins.utils.errors import run_command_line
-from fairseq_plugins.utils.files import read_lines, write_json
+from fairseq_plugins.utils.files import read_lines
 
 METHODS = ("randomization", "bootstrap")
-EXCHANGED = 0.25  # share of the words
+EXCHANGED = 0.25  # fraction of the words
 LEVELS = (0.01, 0.05, 0.1)
+KEY = ("test", "pairs", "samples", "seed")
 
 
 def main() -> None:
     arguments = _parse_arguments()
     references = read_lines(arguments.references)
     rng = random.Random(arguments.seed)
-    found: dict[str, list[float]] = {method: [] for method in METHODS}
+    p_values: dict[str, list[float]] = {method: [] for method in METHODS}
     for number in range(1, arguments.pairs + 1):
-        one, other = _translated(references, rng), _translated(references, rng)
-        for method, p_values in found.items():
+        one, other = _corrupt(references, rng), _corrupt(references, rng)
+        for method, values in p_values.items():
             test = paired_test(
                 one, other, references,
                 method=method, samples=arguments.samples, checked=True,
             )  # fmt: skip
-            p_values.append(test.bleu.p_value)
+            values.append(test.bleu.p_value)
         if number % 50 == 0:
             print(f"{number} of {arguments.pairs} pairs", flush=True)
-    rows = [_row(method, np.array(p_values)) for method, p_values in found.items()]
-    print(_table(rows))
-    if arguments.output:
-        about = vars(arguments) | {"references": str(arguments.references)}
-        about.pop("output")
-        write_json(arguments.output, {"arguments": about, "rows": rows})
+    settings = {name: getattr(arguments, name) for name in KEY[1:]}
+    rows = [
+        {"test": method, **settings, **_summarize(np.array(values))}
+        for method, values in p_values.items()
+    ]
+    for row in rows:
+        print(row)
+    merge_rows(arguments.output, rows, KEY)
 
 
-def _translated(references: list[str], rng: random.Random) -> list[str]:
+def _corrupt(references: list[str], rng: random.Random) -> list[str]:
     """Return every line with some of its words exchanged for others of the line."""
     lines = []
     for words in map(str.split, references):
@@ -59,34 +62,25 @@ def _translated(references: list[str], rng: random.Random) -> list[str]:
     return lines
 
 
-def _row(method: str, p_values: np.ndarray) -> dict[str, str | float]:
-    shares = {f"below_{level}": float((p_values < level).mean()) for level in LEVELS}
-    spread = {"mean": float(p_values.mean()), "largest": float(p_values.max())}
-    return {"method": method, **shares, **spread}
-
-
-def _table(rows: list[dict[str, str | float]]) -> str:
-    headings = ["test", *(f"p < {level}" for level in LEVELS), "mean p", "largest p"]
-    cells = [
-        [str(row["method"]), *(f"{float(row[key]):.3f}" for key in list(row)[1:])]
-        for row in rows
-    ]
-    return format_table(headings, cells)
+def _summarize(p_values: np.ndarray) -> dict[str, Any]:
+    """Return how often p lies below each level, its mean and its largest value."""
+    names = (f"p_below_{level}".replace(".", "") for level in LEVELS)
+    below = {name: float((p_values < x).mean()) for name, x in zip(names, LEVELS)}
+    return below | {
+        "mean_p": float(p_values.mean()),
+        "largest_p": float(p_values.max()),
+    }
 
 
 def _parse_arguments() -> argparse.Namespace:
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = create_parser(__doc__, "significance.csv")
     add = parser.add_argument
-    add("--references", type=Path, default=Path("data/builtin/valid.fr"),
+    add("--references", type=Path, default=ROOT / "data" / "builtin" / "valid.fr",
         metavar="FILE", help="default: %(default)s")  # fmt: skip
     add("--pairs", type=at_least(1), default=250, metavar="N", help="default: 250")
     add("--samples", type=at_least(1), default=300, metavar="N",
         help="of each test (default: 300)")  # fmt: skip
     add("--seed", type=int, default=1, metavar="N", help="default: 1")
-    add("--output", type=output_file, metavar="FILE")
     return parser.parse_args()
 
 

@@ -1,26 +1,29 @@
-"""Draw where two models attend, and measure how much goes beyond the k best positions.
+"""Draw where two models attend, and measure the weight outside the k best positions.
 
     python scripts/dev/plot_attention.py PLAIN_RUN TOPK_RUN [--sentence 1] [--k 4]
 
-The runs are folders written by scripts/train.py, on the same data. The picture has the
-attention over the source of one sentence, gold given, averaged over the heads of the
-last layer, and for each head the entropy and the share of weight outside the k largest,
-over the first sentences of the subset. Needs matplotlib.
+The runs are folders written by scripts/train.py, on the same data. The picture shows
+the attention over the source of one sentence while the reference is forced, averaged
+over the heads of the last layer. For each head it also shows the entropy and the
+fraction of weight outside the k largest, over the first sentences of the subset. Needs
+matplotlib.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
-from attention import attention_by_head, cross_attention
+import torch
+from results_tables import merge_rows
+from torch import Tensor
 
 from fairseq_plugins.training.config import binarised_folder
 from fairseq_plugins.training.run_folder import RunFolder
 from fairseq_plugins.utils.errors import UserError, run_command_line
-from fairseq_plugins.utils.files import write_json
 
 BATCH = 32
 
@@ -39,9 +42,10 @@ def main() -> None:
         pictures.append(_sentence(model, dataset, options.sentence - 1))
         samples = _batches(dataset, min(options.sentences, len(dataset)))
         heads = attention_by_head(model, samples, options.k)
-        report.append({"run": run.name, "k": options.k, "heads": heads})
-    if options.json:
-        write_json(options.json, report)
+        report.append({"run": run.name, "heads": heads})
+        if options.csv:
+            rows = [{"run": run.name, "k": options.k, **head} for head in heads]
+            merge_rows(options.csv, rows, ("run", "k", "layer", "head"))
     _draw(report, pictures, options)
 
 
@@ -54,11 +58,11 @@ def _parse() -> argparse.Namespace:
     add("topk", type=Path, metavar="TOPK_RUN")
     add("--sentence", type=int, default=1, help="the one to draw, from 1")
     add("--sentences", type=int, default=200, help="over which to average")
-    add("--k", type=int, default=4, help="positions whose weight is not left over")
+    add("--k", type=int, default=4, help="positions that count as the best")
     add("--subset", default="valid")
     add("--checkpoint", default="checkpoint_last.pt")
     add("--out", type=Path, default=Path("docs/images/topk_attention.png"))
-    add("--json", type=Path, help="write the values of the heads here")
+    add("--csv", type=Path, help="add the values of the heads to this file")
     return parser.parse_args()
 
 
@@ -110,7 +114,7 @@ def _require_matplotlib() -> None:
 
 
 def _draw(report: Any, pictures: Any, options: argparse.Namespace) -> None:
-    # Loading a model has switched all debugging messages on.
+    # Loading a model has enabled all debugging messages.
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     from matplotlib import pyplot as plt
 
@@ -140,6 +144,89 @@ def _draw_heads(bars: Any, report: Any, name: str, title: str) -> None:
     bars.set_xlabel("layer.head")
     bars.set_title(title)
     bars.legend(fontsize=8)
+
+
+def cross_attention(model: Any, sample: dict[str, Any]) -> Tensor:
+    """Return the weights over the source, shape (layers, H, B, T, S).
+
+    Args:
+        model: a Transformer of fairseq, with top-k attention or without.
+        sample: a batch of its task. Its reference is forced.
+
+    Raises:
+        UserError: the model is not a Transformer.
+    """
+    layers = getattr(model.decoder, "layers", None)
+    if not layers or not hasattr(layers[0], "encoder_attn"):
+        raise UserError(
+            "the model must be a Transformer, but its decoder is a "
+            f"{type(model.decoder).__name__}."
+        )
+    model.eval()
+    attentions = [layer.encoder_attn for layer in layers]
+    with torch.no_grad(), _weights_of(attentions) as found:
+        model(**sample["net_input"])
+    return torch.stack(found).float()
+
+
+@contextlib.contextmanager
+def _weights_of(attentions: list[Any]) -> Iterator[list[Tensor]]:
+    """Make attentions return the weights of each head, and collect them."""
+    found: list[Tensor] = []
+
+    def request(_: Any, args: Any, options: dict[str, Any]) -> Any:
+        return args, {**options, "need_weights": True, "need_head_weights": True}
+
+    hooks = []
+    for part in attentions:
+        hooks.append(part.register_forward_pre_hook(request, with_kwargs=True))
+        hooks.append(
+            part.register_forward_hook(lambda _, __, out: found.append(out[1]))
+        )
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def entropy(weights: Tensor) -> Tensor:
+    """Return the entropy of each row in nats: (..., S) -> (...)."""
+    return -torch.xlogy(weights, weights).sum(-1)
+
+
+def weight_outside(weights: Tensor, k: int) -> Tensor:
+    """Return the weight outside of each row's k largest: (..., S) -> (...)."""
+    if k >= weights.size(-1):
+        return torch.zeros_like(weights[..., 0])
+    return (1 - weights.topk(k).values.sum(-1)).clamp_min(0.0)
+
+
+def attention_by_head(model: Any, samples: list[dict[str, Any]], k: int) -> list[Any]:
+    """Return a row for each layer and head, averaged over target tokens.
+
+    Each has ``layer`` and ``head``, from 0, ``entropy`` in nats and ``outside``, the
+    fraction of weight outside the k largest.
+    """
+    totals: Any = 0.0
+    num_tokens = 0
+    for sample in samples:
+        weights = cross_attention(model, sample)
+        is_word = sample["target"].ne(model.decoder.padding_idx)
+        values = torch.stack([entropy(weights), weight_outside(weights, k)])
+        totals = totals + (values * is_word).sum((-2, -1))  # (2, layers, H)
+        num_tokens += int(is_word.sum())
+    means = (totals / num_tokens).tolist()
+    return [
+        {
+            "layer": layer,
+            "head": head,
+            "entropy": means[0][layer][head],
+            "outside": means[1][layer][head],
+        }
+        for layer in range(len(means[0]))
+        for head in range(len(means[0][0]))
+    ]
 
 
 if __name__ == "__main__":

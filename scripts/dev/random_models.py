@@ -7,9 +7,9 @@ from typing import Any, Callable
 
 import torch
 
-__all__ = ["MODELS", "gradient_update", "random_batch", "random_model"]
+__all__ = ["SIZES", "create_batch", "create_model", "create_task", "create_update"]
 
-MODELS: dict[str, dict[str, Any]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "lstm": dict(
         encoder_embed_dim=256, encoder_hidden_size=256, encoder_bidirectional=True,
         decoder_embed_dim=256, decoder_hidden_size=256, decoder_out_embed_dim=256,
@@ -24,46 +24,48 @@ MODELS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def random_model(case: dict[str, Any], **options: Any) -> tuple[Any, Any]:
-    """Return fairseq's translation task and a model of it, in training mode.
-
-    Args:
-        case: with ``arch``, ``vocabulary`` and ``device``.
-        options: of the architecture, beside those of `MODELS`, which an architecture
-            with top-k attention shares with the plain one.
-    """
+def create_task(vocabulary: int) -> Any:
+    """Return fairseq's translation task with one dictionary for both sides."""
     from fairseq.data import Dictionary
-    from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
     from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
     import fairseq_plugins
 
     fairseq_plugins.register()
     dictionary = Dictionary()
-    for number in range(case["vocabulary"] - dictionary.nspecial):
+    for number in range(vocabulary - dictionary.nspecial):
         dictionary.add_symbol(f"w{number}")
-    task = TranslationTask(TranslationConfig(), dictionary, dictionary)
+    return TranslationTask(TranslationConfig(), dictionary, dictionary)
+
+
+def create_model(task: Any, arch: str, **options: Any) -> Any:
+    """Return a model of a task in training mode.
+
+    Args:
+        arch: a key of `SIZES`, or the same with top-k attention.
+        options: of the architecture, in addition to its sizes.
+    """
+    from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+
     torch.manual_seed(1)
-    arch = case["arch"]
-    sizes = MODELS[arch.removesuffix("_topk")]
-    args = Namespace(
-        **{"criterion": "cross_entropy", "dropout": 0.1, **sizes, **options}
-    )
+    values = {"criterion": "cross_entropy", "dropout": 0.1}
+    args = Namespace(**{**values, **SIZES[arch.removesuffix("_topk")], **options})
     ARCH_CONFIG_REGISTRY[arch](args)
-    model = ARCH_MODEL_REGISTRY[arch].build_model(args, task)
-    return task, model.to(case["device"]).train()
+    return ARCH_MODEL_REGISTRY[arch].build_model(args, task).train()
 
 
-def random_batch(case: dict[str, Any], task: Any) -> dict[str, Any]:
-    """Return a batch of ``tokens`` target tokens in sentences of equal ``length``."""
+def create_batch(
+    task: Any, *, tokens: int, length: int, device: str = "cpu"
+) -> dict[str, Any]:
+    """Return a batch of ``tokens`` target tokens in sentences of equal length."""
     dictionary = task.target_dictionary
-    rows, length = max(1, case["tokens"] // case["length"]), case["length"]
-    generator = torch.Generator().manual_seed(1)
-    tokens = torch.randint(
-        dictionary.nspecial, len(dictionary), (2, rows, length), generator=generator
-    )
-    tokens[..., -1] = dictionary.eos()
-    source, target = tokens.to(case["device"])
+    rows = max(1, tokens // length)
+    values = torch.randint(
+        dictionary.nspecial, len(dictionary), (2, rows, length),
+        generator=torch.Generator().manual_seed(1),
+    )  # fmt: skip
+    values[..., -1] = dictionary.eos()
+    source, target = values.to(device)
     return {
         "id": torch.arange(rows),
         "nsentences": rows,
@@ -77,10 +79,10 @@ def random_batch(case: dict[str, Any], task: Any) -> dict[str, Any]:
     }
 
 
-def gradient_update(
+def create_update(
     model: Any, criterion: Any, sample: dict[str, Any]
 ) -> Callable[[], None]:
-    """Return a forward and backward pass of one batch."""
+    """Return a function that does a forward and a backward pass of one batch."""
 
     def update() -> None:
         model.zero_grad(set_to_none=True)

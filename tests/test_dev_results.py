@@ -1,0 +1,103 @@
+"""Measurements are kept in CSV files, from which the tables of docs/ are generated."""
+
+from __future__ import annotations
+
+import csv
+import re
+
+import pytest
+import results_tables
+from conftest import ROOT
+from results_tables import choose_on_validation, merge_rows, read_rows
+from study import SCORE_KEY, STUDIES, list_runs
+
+from fairseq_plugins.utils.files import write_between
+
+
+@pytest.mark.parametrize("document, name", results_tables.TABLES)
+def test_a_documents_table_shows_what_was_measured(document, name):
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8")
+    found = re.search(f"<!-- {name}-begin -->\n(.*)\n<!-- {name}-end -->", text, re.S)
+    assert found, f"`docs/{document}` must have the marks `{name}-begin` and `-end`."
+    assert (
+        found[1] == results_tables.TABLES[document, name]()
+    ), "run scripts/dev/results_tables.py"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.csv")), ids=str)
+def test_a_file_of_results_is_complete_and_described(path):
+    rows = read_rows(path)
+    assert rows and all(None not in row and None not in row.values() for row in rows)
+    readme = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    assert f"`{path.name}`" in readme
+
+
+def test_the_gain_of_a_seed_is_averaged_over_both_tests(tmp_path, monkeypatch):
+    bleu = {("control", 1): 40, ("control", 2): 41, ("control", 3): 42,
+            ("soft", 1): 41, ("soft", 2): 41, ("soft", 3): 44}  # fmt: skip
+    rows = [
+        {"pair": "de-en", "model": "lstm", "start": "30 epochs", "system": system,
+         "seed": seed, "test": test, "beam": 5, "bleu": score + offset}
+        for (system, seed), score in bleu.items()
+        for test, offset in zip(results_tables.TESTS, (-5.0, 5.0))
+    ]  # fmt: skip
+    merge_rows(tmp_path / "beam_training.csv", rows, SCORE_KEY)
+    monkeypatch.setattr(results_tables, "RESULTS", tmp_path)
+    line = results_tables.TABLES["results.md", "gains"]().splitlines()[2]
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells == ["LSTM, De-En", "41.00", "42.00", "+1.00", "+0.00 to +2.00"]
+
+
+def test_rows_with_the_same_key_are_replaced_and_others_kept(tmp_path):
+    path = tmp_path / "new" / "rows.csv"
+    merge_rows(
+        path, [{"seed": 1, "bleu": 40.12345678}, {"seed": 2, "bleu": 41.0}], ["seed"]
+    )
+    merge_rows(path, [{"seed": 2, "bleu": 42.5, "chrf": None}], ["seed"])
+    with open(path, newline="") as stream:
+        assert list(csv.reader(stream)) == [
+            ["seed", "bleu", "chrf"],
+            ["1", "40.1235", ""],
+            ["2", "42.5", ""],
+        ]
+    assert read_rows(path, seed=2) == [{"seed": "2", "bleu": "42.5", "chrf": ""}]
+    assert [file.name for file in path.parent.iterdir()] == ["rows.csv"]
+
+
+def test_text_between_marks_is_replaced_and_a_document_without_them_refused(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("a\n<!-- x-begin -->\nold\n<!-- x-end -->\nb\n")
+    write_between(path, "x", "new")
+    assert path.read_text() == "a\n<!-- x-begin -->\nnew\n<!-- x-end -->\nb\n"
+    with pytest.raises(ValueError, match="must have the marks <!-- y-begin -->"):
+        write_between(path, "y", "new")
+
+
+def test_a_study_runs_the_control_before_the_systems_compared_with_it():
+    cell = STUDIES["beam_training"][0]
+    runs = list(list_runs(cell, ["mrt", "soft"], [1, 2]))
+    assert [system for system, _ in runs] == [
+        "baseline", *["control", "soft", "mrt"] * 2,
+    ]  # fmt: skip
+
+
+def test_every_system_of_a_study_has_a_configuration():
+    for cells in STUDIES.values():
+        for cell in cells:
+            for config in cell.configs.values():
+                assert (ROOT / "configs" / config.split()[0]).is_file()
+
+
+def test_validation_chooses_by_the_widest_beam_and_common_seeds():
+    scores = [
+        ("a", 1, 5, 30.0), ("b", 1, 5, 31.0),
+        ("a", 2, 5, 99.0),  # b has no seed 2
+        ("a", 1, 1, 50.0),  # not the widest beam
+        ("other", 1, 5, 60.0),
+    ]  # fmt: skip
+    rows = [
+        {"system": system, "test": "valid", "seed": str(seed), "beam": str(beam),
+         "bleu": str(bleu)}
+        for system, seed, beam, bleu in scores
+    ]  # fmt: skip
+    assert choose_on_validation(rows, ["a", "b"]) == "b"
