@@ -24,7 +24,7 @@ from fairseq_plugins.evaluation.translate import (
     in_order,
 )
 from fairseq_plugins.utils.errors import UserError
-from fairseq_plugins.utils.worker import Worker
+from fairseq_plugins.utils.process import Worker
 
 SUBSET = Subset("test", 3)
 BATCHES = [
@@ -41,7 +41,7 @@ BATCHES = [
 # Answers every request by these batches but those that are done, and then ends so.
 WORKER = """
 import json, os, sys
-from fairseq_plugins.utils.worker import answer_requests
+from fairseq_plugins.utils.process import answer_requests
 batches, ending = json.loads(sys.argv[1])
 def answer(request):
     print("asked", json.dumps(request), flush=True)

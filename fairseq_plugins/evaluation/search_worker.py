@@ -1,6 +1,6 @@
 """The process that searches by fairseq: ``python -m ...search_worker SETUP``.
 
-It loads one checkpoint and answers requests (see :mod:`utils.worker`), each for a
+It loads one checkpoint and answers requests (see :mod:`utils.process`), each for a
 search or for the scores of the references of a subset, as ``fairseq-generate`` does in
 a process for each: by fairseq's own task, batches and generators. What it leaves out is
 printing, which is a good part of the time of ``fairseq-generate`` with a small model.
@@ -16,7 +16,7 @@ import sys
 import time
 from typing import Any, Iterator
 
-from fairseq_plugins.utils.worker import answer_requests
+from fairseq_plugins.utils.process import answer_requests
 
 __all__ = ["Model"]
 

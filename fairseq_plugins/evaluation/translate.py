@@ -22,8 +22,7 @@ from typing import Any, Callable, Iterable, Mapping, TypeVar
 import fairseq_plugins
 from fairseq_plugins.corpus.manifest import PreparedCorpus
 from fairseq_plugins.utils.errors import UserError
-from fairseq_plugins.utils.process import Outcome
-from fairseq_plugins.utils.worker import Worker
+from fairseq_plugins.utils.process import Outcome, Worker
 
 __all__ = [
     "Hypothesis",

@@ -1,4 +1,10 @@
-"""Run one of fairseq's commands: watch its output, keep it, and end with it."""
+"""Child processes: log their output, and end them together with this process.
+
+:func:`run_logged` runs a command. :class:`Worker` keeps a process that answers requests
+with :func:`answer_requests`. A request is one line of JSON. An answer is any number of
+records and a final ``null``, each in JSON after the character that starts a record in
+JSON text sequences (RFC 7464). All other output of the process belongs to the log.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +12,8 @@ import collections
 import contextlib
 import ctypes
 import io
+import itertools
+import json
 import os
 import select
 import signal
@@ -14,49 +22,40 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, Callable, Iterable, Iterator, Sequence, TextIO
+from typing import IO, Any, Callable, Iterable, Iterator, Mapping, Sequence, TextIO
 
 __all__ = [
     "ALLOCATION",
-    "LAST_LINES",
     "Outcome",
+    "Worker",
+    "answer_requests",
     "die_with_parent",
-    "end_by",
-    "kill",
-    "output_of",
-    "pass_signals_on",
     "run_logged",
-    "start",
 ]
 
-LAST_LINES = 12  # of a command's output, for a message
-# On a CPU, glibc gives every tensor of logits fresh pages and takes them away again at
-# once (scripts/dev/bench_allocation.py). So it keeps what it has, up to these sizes.
+# On a CPU, glibc gives each tensor of logits new pages and returns them to the system
+# at once (scripts/dev/bench_allocation.py). Up to these sizes it keeps them instead.
 ALLOCATION = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),  # bytes
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
 }
+_LAST_LINES = 12  # of the output, for a message
 _LINUX_PR_SET_PDEATHSIG = 1
-_MILLISECONDS_BETWEEN_LOOKS = 1000  # for signals
+_MILLISECONDS_BETWEEN_SIGNAL_CHECKS = 1000
+_RECORD = "\x1e"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended.
+    """How a process ended.
 
     Attributes:
-        status: as a shell gives it, so 128 + N for a command ended by signal N.
+        status: as in a shell: 128 + N for a process that signal N ended.
         last_lines: the end of its output.
     """
 
     status: int
     last_lines: list[str]
-
-    @classmethod
-    def of(cls, returncode: int, last_lines: Iterable[str]) -> Outcome:
-        """Make it of what :class:`subprocess.Popen` says."""
-        status = returncode if returncode >= 0 else 128 - returncode
-        return cls(status, list(last_lines))
 
 
 def run_logged(
@@ -66,53 +65,134 @@ def run_logged(
     append: bool = False,
     on_line: Callable[[str], None],
 ) -> Outcome:
-    """Run a command, write its output to ``log`` and hand on every line.
+    """Run a command and write its output to ``log``.
 
-    Ctrl-C and SIGTERM are passed on to the command and all its processes, and this
-    process then ends as it would have ended without a command. If it is killed, so
-    is the command (on Linux): two trainings must not write to one folder.
+    Ctrl-C and SIGTERM are passed on to the command and all its processes, and then
+    end this process as they would without a command. If this process is killed, so is
+    the command (on Linux): two trainings must not write to one folder.
 
     Args:
         command: program and arguments.
         log: file for output and errors together.
-        append: keep what the log holds already.
-        on_line: called with each line, its end included.
+        append: keep the content of the log.
+        on_line: called with each line, including its end.
 
     Raises:
-        KeyboardInterrupt: the command was ended by Ctrl-C.
-        SystemExit: the command was ended by SIGTERM.
+        KeyboardInterrupt: Ctrl-C ended the command.
+        SystemExit: SIGTERM ended the command.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    last_lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
+    last_lines = _LastLines(maxlen=_LAST_LINES)
     with open(log, "a" if append else "w", encoding="utf-8", newline="\n") as stream:
-        process = start(command)
-        with pass_signals_on(process) as received, _ended(process) as output:
-            for line in output:
-                stream.write(line)
-                stream.flush()
-                last_lines.append(line.rstrip("\n"))
-                on_line(line)
-            status = process.wait()
-    end_by(received)
-    return Outcome.of(status, last_lines)
+        process = _start(command, stdin=subprocess.DEVNULL)
+        try:
+            with _pass_signals_on(process), _read_output(process) as output:
+                for line in output:
+                    _log_line(line, stream, last_lines)
+                    on_line(line)
+                process.wait()
+        finally:
+            _kill(process)
+    return _outcome(process, last_lines)
 
 
-def end_by(received: Sequence[int]) -> None:
-    """End as these signals would have ended this process.
+class Worker:
+    """A process that is started at the first request and answers more of them.
 
-    Raises:
-        KeyboardInterrupt, SystemExit: there was one.
+    Use it as a context manager, which kills the process at the end.
     """
-    if signal.SIGINT in received:
-        raise KeyboardInterrupt
-    if signal.SIGTERM in received:
-        raise SystemExit(128 + signal.SIGTERM)
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+        self._output: Iterator[str] = iter(())
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # The process keeps no state that an orderly end would save.
+        if self._process is not None:
+            _kill(self._process)
+            self._process = None
+
+    def ask(
+        self,
+        request: Mapping[str, Any],
+        *,
+        log: Path,
+        on_record: Callable[[Any], None],
+    ) -> Outcome | None:
+        """Send a request and pass on all records of the answer.
+
+        Signals are treated as in :func:`run_logged`.
+
+        Args:
+            request: JSON.
+            log: receives all other output of the process.
+            on_record: called with each record as soon as it arrives.
+
+        Returns:
+            how the process ended, if it ended before it had answered.
+        """
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if self._process is None:
+            self._process = _start(self._command, stdin=subprocess.PIPE)
+            self._output = iter(_read_output(self._process))
+        process, last_lines = self._process, _LastLines(maxlen=_LAST_LINES)
+        with open(log, "w", encoding="utf-8", newline="\n") as stream, _pass_signals_on(
+            process
+        ):
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # the output will have an end
+                process.stdin.write(json.dumps(request).encode() + b"\n")
+                process.stdin.flush()
+            for line in self._output:
+                if not line.startswith(_RECORD):
+                    _log_line(line, stream, last_lines)
+                elif line.endswith("\n"):  # otherwise a kill has cut it
+                    record = json.loads(line[1:])
+                    if record is None:
+                        return None
+                    on_record(record)
+            process.wait()
+            self._process = None
+        return _outcome(process, last_lines)
 
 
-def start(
-    command: Sequence[str], *, stdin: int = subprocess.DEVNULL
-) -> subprocess.Popen[bytes]:
-    """Start a command in a group of its own that does not outlive this process."""
+def answer_requests(answer: Callable[[Any], Iterable[Any]]) -> None:
+    """Call ``answer`` for each request on standard input, until its end.
+
+    Each record that it yields is sent at once; a record must not be ``None``.
+    """
+    for line in iter(sys.stdin.readline, ""):
+        for record in itertools.chain(answer(json.loads(line)), [None]):
+            sys.stdout.write(f"{_RECORD}{json.dumps(record)}\n")
+            sys.stdout.flush()
+
+
+def die_with_parent() -> None:
+    """Let the system kill this process when its parent ends (on Linux)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_LINUX_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+_LastLines = collections.deque[str]
+
+
+def _log_line(line: str, stream: TextIO, last_lines: _LastLines) -> None:
+    stream.write(line)
+    stream.flush()
+    last_lines.append(line.rstrip("\n"))
+
+
+def _outcome(process: subprocess.Popen[bytes], last_lines: _LastLines) -> Outcome:
+    code = process.returncode
+    return Outcome(code if code >= 0 else 128 - code, list(last_lines))
+
+
+def _start(command: Sequence[str], *, stdin: int) -> subprocess.Popen[bytes]:
     output = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     return subprocess.Popen(
         command,
@@ -120,43 +200,58 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**ALLOCATION, **os.environ, **output},
-        # A group of its own, so that a Ctrl-C arrives once and not twice.
+        # Its own process group, so that a Ctrl-C arrives once and not twice.
         start_new_session=True,
         preexec_fn=die_with_parent,
     )
 
 
-def die_with_parent() -> None:
-    """Have this process killed when the one that started it ends (on Linux)."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_LINUX_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process and its group, if it is still running."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @contextlib.contextmanager
-def _ended(process: subprocess.Popen[bytes]) -> Iterator[TextIO]:
-    """Yield the output; if reading it fails, leave no process behind."""
+def _pass_signals_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Send SIGINT and SIGTERM to the group of a process, and a second one as SIGKILL.
+
+    At the end of the block, a signal ends this process as well.
+    """
+    received: list[int] = []
+
+    def pass_on(signum: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL if received else signum)
+        received.append(signum)
+
+    names = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(name, pass_on) for name in names]
     try:
-        with output_of(process) as output:
-            yield output
+        yield
     finally:
-        kill(process)
+        for name, handler in zip(names, before):
+            signal.signal(name, handler)
+    if signal.SIGINT in received:
+        raise KeyboardInterrupt
+    if signal.SIGTERM in received:
+        raise SystemExit(128 + signal.SIGTERM)
 
 
-def output_of(process: subprocess.Popen[bytes]) -> TextIO:
-    """Return output and errors as text."""
+def _read_output(process: subprocess.Popen[bytes]) -> TextIO:
     assert process.stdout is not None
     buffered = io.BufferedReader(_WakefulPipe(process.stdout))
-    # Only a line feed ends a line: text may hold other separators.
+    # Only a line feed ends a line: text may contain other separators.
     return io.TextIOWrapper(buffered, encoding="utf-8", errors="replace", newline="\n")
 
 
 class _WakefulPipe(io.RawIOBase):
-    """Reads a pipe, and lets Python look for signals every second while it waits.
+    """Reads a pipe, and lets Python handle signals every second while it waits.
 
-    Python's handlers run between its instructions. Of a signal that comes after the
-    last one of them, but before the read has begun, nothing would be heard until the
-    process says its next word, which may be never.
+    Python calls handlers between its instructions. A signal that arrives after the
+    last instruction but before the read begins would otherwise wait for the next
+    output of the process, which may never come.
     """
 
     def __init__(self, pipe: IO[bytes]) -> None:
@@ -168,36 +263,10 @@ class _WakefulPipe(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._poll.poll(_MILLISECONDS_BETWEEN_LOOKS):
+        while not self._poll.poll(_MILLISECONDS_BETWEEN_SIGNAL_CHECKS):
             pass
         return os.readv(self._pipe.fileno(), [buffer])
 
     def close(self) -> None:
         self._pipe.close()
         super().close()
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process of :func:`start` and all that it started, if it is still there."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-@contextlib.contextmanager
-def pass_signals_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Send SIGINT and SIGTERM to the process' group; a second one kills it."""
-    received: list[int] = []
-
-    def pass_on(signum: int, _frame: FrameType | None) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL if received else signum)
-        received.append(signum)
-
-    names = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(name, pass_on) for name in names]
-    try:
-        yield received
-    finally:
-        for name, handler in zip(names, before):
-            signal.signal(name, handler)
