@@ -1,4 +1,4 @@
-"""The built-in corpus: what is committed, that it can be remade, and how hard it is."""
+"""The built-in corpus: its files, how they are made again, and their difficulty."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_recorded_checksums_are_those_of_the_files() -> None:
 
 
 @needs_recorded_babel
-def test_the_script_remakes_every_byte(tmp_path: Path) -> None:
+def test_the_script_makes_every_byte_again(tmp_path: Path) -> None:
     result = make("--out", tmp_path, PYTHONHASHSEED="12345")
     assert result.returncode == 0, result.stderr
     for name in [*FILES, "SHA256SUMS"]:
@@ -91,7 +91,7 @@ def test_another_seed_makes_another_corpus_of_the_same_size(tmp_path: Path) -> N
         assert len(set(other) & set(lines(split, "en"))) < count / 10
 
 
-def test_another_babel_is_refused_unless_asked_for(tmp_path: Path) -> None:
+def test_another_babel_is_refused_by_default(tmp_path: Path) -> None:
     fake = tmp_path / "site" / "babel"
     fake.mkdir(parents=True)
     (fake / "__init__.py").write_text('__version__ = "0.1"\n')
@@ -103,7 +103,7 @@ def test_another_babel_is_refused_unless_asked_for(tmp_path: Path) -> None:
 
 
 @needs_recorded_babel
-def test_any_babel_is_accepted_when_asked_for(tmp_path: Path) -> None:
+def test_any_babel_is_accepted_with_the_option(tmp_path: Path) -> None:
     real = importlib.metadata.distribution("babel").locate_file("babel")
     fake = tmp_path / "site" / "babel"
     fake.mkdir(parents=True)
@@ -126,7 +126,7 @@ def test_a_missing_babel_is_named_with_the_command_that_installs_it(
     assert f"pip install babel=={recorded_babel()}" in result.stderr
 
 
-def test_the_environment_that_the_project_sets_up_can_remake_the_corpus() -> None:
+def test_the_requirements_pin_the_babel_that_made_the_corpus() -> None:
     pinned = read_lines(ROOT / "requirements.txt")
     assert f"babel=={recorded_babel()}" in [line.lower() for line in pinned]
 
@@ -154,7 +154,7 @@ def test_lines_are_clean_text_of_bounded_length(name: str) -> None:
 
 
 def test_years_are_the_same_on_both_sides() -> None:
-    """A year is the one number that both locales write alike."""
+    """A year is the only number with the same form in both locales."""
     year = re.compile(r"(?<![\d.,])(?:19[6-9]\d|20[0-3]\d)(?![.,]?\d)")
     checked = 0
     for english, french in zip(lines("train", "en"), lines("train", "fr")):
@@ -165,7 +165,7 @@ def test_years_are_the_same_on_both_sides() -> None:
     assert checked > 500
 
 
-def test_french_elides_contracts_and_spaces_as_it_must() -> None:
+def test_french_has_its_elisions_contractions_and_spaces() -> None:
     vowel = "aàâeéèêiîoôuœ"
     wrong = re.compile(
         rf"\b(?:[dljmnst]e|que|lorsque|la|si(?= ils?\b)) (?=[{vowel}])"  # "de Oslo"
@@ -179,21 +179,21 @@ def test_french_elides_contracts_and_spaces_as_it_must() -> None:
             assert not wrong.search(line), line
 
 
-def test_a_real_share_of_the_test_set_has_words_that_train_does_not() -> None:
+def test_a_tenth_to_a_third_of_the_test_set_has_words_that_train_lacks() -> None:
     for language in LANGUAGES:
         seen = set().union(*map(words, lines("train", language)))
         unseen = [line for line in lines("test", language) if words(line) - seen]
         assert 0.1 < len(unseen) / COUNTS["test"] < 0.35
 
 
-def test_one_english_question_is_put_in_several_ways_in_french() -> None:
+def test_one_english_question_has_several_french_forms() -> None:
     """The choice that beam search has to make: "vous" or "tu", and synonyms."""
     pairs = zip(lines("train", "en"), lines("train", "fr"))
     openings = {fr.split()[0] for en, fr in pairs if en.startswith("Do you speak ")}
     assert openings == {"Est-ce", "Parlez-vous", "Parles-tu"}
 
 
-def test_a_greeting_settles_the_register() -> None:
+def test_a_greeting_determines_the_register() -> None:
     for english, french in zip(lines("train", "en"), lines("train", "fr")):
         if english.startswith("Dear customer"):
             assert not re.search(r"\b(tu|toi|ton|ta|tes)\b|\bt’", french), french
@@ -201,7 +201,7 @@ def test_a_greeting_settles_the_register() -> None:
             assert not re.search(r"\b(?<!-)(vous|votre|vos|veuillez)\b", french), french
 
 
-def test_the_readme_counts_the_files_as_they_are() -> None:
+def test_the_readme_has_the_counts_of_the_files() -> None:
     readme = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
     for split, count in COUNTS.items():
         texts = (" ".join(lines(split, side)) for side in LANGUAGES)
@@ -218,7 +218,7 @@ def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_what_ships_stays_small() -> None:
+def test_the_committed_files_stay_below_two_megabytes() -> None:
     assert sum((CORPUS / name).stat().st_size for name in FILES) < 2_000_000
 
 
@@ -296,7 +296,7 @@ def test_countries_take_the_preposition_of_their_gender(
     assert (forms["en"], forms["de"]) == (where, origin)
 
 
-def test_que_and_si_elide_before_what_fills_the_slot(corpus_modules: None) -> None:
+def test_que_and_si_elide_before_the_content_of_a_slot(corpus_modules: None) -> None:
     from french import elide
 
     assert elide("parce que Anna dit que il vient") == "parce qu’Anna dit qu’il vient"

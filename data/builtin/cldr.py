@@ -1,4 +1,4 @@
-"""The two CLDR locales, and how their text is cleaned."""
+"""The two CLDR locales, and the cleaning of their text."""
 from __future__ import annotations
 
 from typing import Callable
@@ -7,16 +7,16 @@ from babel import Locale
 
 from synchronous import Phrase
 
-__all__ = ["EN", "FR", "both", "plain"]
+__all__ = ["EN", "FR", "render", "clean"]
 
 EN, FR = Locale("en"), Locale("fr")
 
 
-def plain(text: str) -> str:
-    """Replace CLDR's no-break and thin spaces by the space that everybody types."""
+def clean(text: str) -> str:
+    """Replace CLDR's no-break and thin spaces by plain spaces."""
     return " ".join(text.split())
 
 
-def both(write: Callable[[Locale], str]) -> Phrase:
-    """Return what a function writes in each of the two locales."""
-    return Phrase({"": plain(write(EN))}, {"": plain(write(FR))})
+def render(write: Callable[[Locale], str]) -> Phrase:
+    """Return the output of a function in each of the two locales."""
+    return Phrase({"": clean(write(EN))}, {"": clean(write(FR))})

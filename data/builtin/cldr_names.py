@@ -1,6 +1,6 @@
 """Names from CLDR: territories, cities, languages, scripts, currencies, time zones.
 
-CLDR has the names in both languages; which article a French name takes is added here.
+CLDR has the names in both languages; this module adds the French articles.
 """
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Iterable, Mapping
 from babel.lists import format_list
 from babel.numbers import get_currency_name
 
-from cldr import EN, FR, plain
+from cldr import EN, FR, clean
 from french import city_forms, noun_forms, territory_forms
 from synchronous import Dice, Phrase, Source
 
 __all__ = ["CURRENCIES", "currency_name", "name_phrases", "name_sources"]
 
-# Territories by the article of their French name; "n": none. Left out: names whose
-# usage wavers ("en" or "à Haïti") and names that are not used in running text.
+# Territories by the article of their French name; "n": none. Names with more than one
+# usage ("en" or "à Haïti") and names that running text does not use are left out.
 _TERRITORIES = {
     "f": "FR BE CH DE IT ES GR PL SE NO FI HU IE IS AT BG RO HR SI SK CZ EE LV LT AL "
     "UA RU TR RS CN IN KR TH MY ID MN SY JO SA AM GE AU NZ EG TN DZ LY MR GM GN CI ET "
@@ -33,7 +33,7 @@ _REGIONS = (
     "002 003 005 009 011 013 014 015 017 018 030 034 035 039 142 143 145 150 151 154 "
     "155 202 419"
 ).split()
-# CLDR names a city after its time zone's id unless it says otherwise.
+# By default, CLDR names a city after the id of its time zone.
 _CITIES = (
     "Africa/Addis_Ababa Africa/Algiers Africa/Cairo Africa/Tunis Africa/Dakar "
     "Africa/Nairobi Africa/Lagos Africa/Casablanca Africa/Kigali Africa/Lusaka "
@@ -70,7 +70,7 @@ _ZONES = (
     "Argentina Atlantic Australia_Eastern Azores Chile China Cuba Europe_Central "
     "Europe_Eastern Europe_Western Israel Japan Korea Moscow New_Zealand Peru"
 ).split()
-# Lists by symbol: of which names, joined by "and" or by "or".
+# Lists by symbol: the kind of names, joined by "and" or by "or".
 _LISTS = {
     "cities": ("city", "standard"),
     "countries": ("country", "standard"),
@@ -82,7 +82,7 @@ _LISTS = {
 
 
 def name_phrases() -> dict[str, list[Phrase]]:
-    """Return every name that sentences may use, by symbol."""
+    """Return all names that sentences may use, by symbol."""
     territories = [
         _territory(code, kind)
         for kind, codes in _TERRITORIES.items()
@@ -116,13 +116,13 @@ def _list_source(draw: Source, style: str) -> Source:
         while len(names) < length:
             phrase = draw(dice)
             names[phrase.en[""]] = phrase
-        return _joined(names.values(), style)
+        return _join(names.values(), style)
 
     return source
 
 
-def _joined(phrases: Iterable[Phrase], style: str) -> Phrase:
-    """Join names form by form, so that each takes its own article."""
+def _join(phrases: Iterable[Phrase], style: str) -> Phrase:
+    """Join names form by form, so that each one has its article."""
     names = list(phrases)
     english = format_list([name.en[""] for name in names], style, EN)
     french = {
@@ -133,11 +133,11 @@ def _joined(phrases: Iterable[Phrase], style: str) -> Phrase:
 
 
 def _same(english: str, french: str) -> Phrase:
-    return Phrase({"": plain(english)}, {"": plain(french)})
+    return Phrase({"": clean(english)}, {"": clean(french)})
 
 
 def _territory(code: str, kind: str) -> Phrase:
-    english, french = plain(EN.territories[code]), plain(FR.territories[code])
+    english, french = clean(EN.territories[code]), clean(FR.territories[code])
     the = "the " if code in _WITH_THE else ""
     return Phrase({"": the + english, "bare": english}, territory_forms(french, kind))
 
@@ -146,13 +146,13 @@ def _city(zone: str) -> Phrase:
     default = {"city": zone.rpartition("/")[2].replace("_", " ")}
     english = EN.time_zones.get(zone, {}).get("city", default["city"])
     french = FR.time_zones.get(zone, {}).get("city", default["city"])
-    return Phrase({"": plain(english)}, city_forms(plain(french)))
+    return Phrase({"": clean(english)}, city_forms(clean(french)))
 
 
 def _language(code: str) -> Phrase:
-    name = plain(FR.languages[code])
+    name = clean(FR.languages[code])
     forms = {**noun_forms(name, "m"), "en": "en " + name}
-    return Phrase({"": plain(EN.languages[code])}, forms)
+    return Phrase({"": clean(EN.languages[code])}, forms)
 
 
 def currency_name(code: str) -> Phrase:

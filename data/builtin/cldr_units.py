@@ -1,4 +1,4 @@
-"""Measures formatted by CLDR's rules, with values that make sense for each unit."""
+"""Measures formatted by CLDR's rules, with plausible values for each unit."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from babel.units import format_unit
 
-from cldr import both
+from cldr import render
 from synchronous import Dice, Phrase
 
 __all__ = ["Unit", "measure", "unit_pools"]
@@ -63,7 +63,7 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit of measurement and the values that make sense with it."""
+    """A unit of measurement and its plausible values."""
 
     name: str
     low: int
@@ -72,7 +72,7 @@ class Unit:
 
 
 def unit_pools() -> dict[str, tuple[list[Unit], list[Unit]]]:
-    """Return, by quantity, the units of every split and those kept out of train."""
+    """Return the units of all splits and those kept out of train, by quantity."""
     pools: dict[str, tuple[list[Unit], list[Unit]]] = {}
     for quantity, listed in _UNITS.items():
         pools[quantity] = ([], [])
@@ -88,4 +88,4 @@ def measure(unit: Unit, dice: Dice, *, short: bool) -> Phrase:
     scale = 10**unit.decimals if dice.chance(0.5) else 1
     value = Decimal(dice.between(unit.low * scale, unit.high * scale)) / scale
     width = "short" if short else "long"
-    return both(lambda locale: format_unit(value, unit.name, width, locale=locale))
+    return render(lambda locale: format_unit(value, unit.name, width, locale=locale))

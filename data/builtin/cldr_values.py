@@ -1,4 +1,4 @@
-"""Values formatted by CLDR's rules: dates, times, spans of time, money, numbers."""
+"""Values formatted by CLDR's rules: dates, times, durations, money, numbers."""
 from __future__ import annotations
 
 import datetime
@@ -23,13 +23,13 @@ from babel.numbers import (
 )
 from babel.units import format_unit
 
-from cldr import EN, FR, both, plain
+from cldr import EN, FR, render, clean
 from french import starts_with_vowel
 from synchronous import Dice, Phrase, Source
 
 __all__ = ["money", "value_sources"]
 
-# First and last day of what the corpus takes for past and future, whenever it is made.
+# First and last day of the past and the future in the corpus, whenever it is made.
 _PAST = datetime.date(1960, 1, 1), datetime.date(2024, 12, 31)
 _FUTURE = datetime.date(2025, 1, 1), datetime.date(2039, 12, 31)
 
@@ -49,7 +49,7 @@ Limits = tuple[datetime.date, datetime.date]
 
 
 def value_sources() -> dict[str, Source]:
-    """Return the sources that do not depend on what is kept out of train."""
+    """Return the sources of values, which are the same in all splits."""
     return {
         "date": partial(_date, _FUTURE),
         "date_past": partial(_date, _PAST),
@@ -79,9 +79,9 @@ def money(code: str, dice: Dice, *, low: int, high: int) -> Phrase:
     amount = Decimal(dice.between(low * 100, high * 100)) / 100
     amount = amount if cents else Decimal(int(amount))
     if code in _WITH_SYMBOL and dice.chance(0.6):
-        return both(lambda locale: _with_symbol(amount, code, locale, cents=cents))
+        return render(lambda locale: _with_symbol(amount, code, locale, cents=cents))
     pattern = "#,##0.00" if cents else "#,##0"
-    return both(
+    return render(
         lambda locale: format_currency(
             amount, code, pattern, locale, currency_digits=False, format_type="name"
         )
@@ -101,8 +101,8 @@ def _day(limits: Limits, dice: Dice) -> datetime.date:
 
 
 def _french_day(day: datetime.date, pattern: str) -> str:
-    text = plain(format_date(day, pattern, FR))
-    # CLDR writes "1 mars" where French says and writes "1er mars".
+    text = clean(format_date(day, pattern, FR))
+    # CLDR writes "1 mars", but French is "1er mars".
     return text.replace("1 ", "1er ", 1) if day.day == 1 else text
 
 
@@ -110,7 +110,7 @@ def _date(limits: Limits, dice: Dice) -> Phrase:
     day, (english, french) = _day(limits, dice), dice.pick(_DAY_PATTERNS)
     text = _french_day(day, french)
     forms = {form: f"{form} {text}" for form in ("le", "du", "au")}
-    return Phrase({"": plain(format_date(day, english, EN))}, {"": text, **forms})
+    return Phrase({"": clean(format_date(day, english, EN))}, {"": text, **forms})
 
 
 def _month(limits: Limits, dice: Dice) -> Phrase:
@@ -150,7 +150,7 @@ def _span(limits: Limits, dice: Dice) -> Phrase:
 
 def _interval(limits: Limits, dice: Dice) -> Phrase:
     days = _two_days(limits, dice)
-    return both(lambda locale: format_interval(*days, "yMMMd", locale=locale))
+    return render(lambda locale: format_interval(*days, "yMMMd", locale=locale))
 
 
 def _weekday(dice: Dice) -> Phrase:
@@ -168,19 +168,19 @@ def _time(dice: Dice) -> Phrase:
     else:
         french = "HH:mm" if dice.chance(0.65) else "H 'h' mm"
     return Phrase(
-        {"": plain(format_time(moment, english, locale=EN))},
-        {"": plain(format_time(moment, french, locale=FR))},
+        {"": clean(format_time(moment, english, locale=EN))},
+        {"": clean(format_time(moment, french, locale=FR))},
     )
 
 
 def _distance(direction: int, dice: Dice) -> Phrase:
     unit = dice.pick(list(_DAYS))
     delta = datetime.timedelta(days=direction * _DAYS[unit] * dice.between(2, 20))
-    return both(
+    return render(
         lambda locale: format_timedelta(
             delta,
             granularity=unit,
-            threshold=1e9,  # so high that the unit is the one asked for
+            threshold=1e9,  # so high that the unit stays the given one
             add_direction=True,
             locale=locale,
         )
@@ -198,23 +198,23 @@ def _elapsed(dice: Dice) -> Phrase:
         ]
         return format_list(parts, "unit", locale)
 
-    return both(write)
+    return render(write)
 
 
 def _percent(dice: Dice) -> Phrase:
     value = Decimal(dice.between(11, 990)) / 10
     width = "short" if dice.chance(0.8) else "long"
-    return both(lambda loc: format_unit(value, "concentr-percent", width, locale=loc))
+    return render(lambda loc: format_unit(value, "concentr-percent", width, locale=loc))
 
 
 def _number(low: int, high: int, dice: Dice) -> Phrase:
     value = dice.between(low, high)
-    return both(lambda locale: format_decimal(value, locale=locale))
+    return render(lambda locale: format_decimal(value, locale=locale))
 
 
 def _millions(dice: Dice) -> Phrase:
     value = dice.between(21, 999) * 100_000
-    return both(
+    return render(
         lambda locale: format_compact_decimal(
             value, format_type="long", locale=locale, fraction_digits=1
         )

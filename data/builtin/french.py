@@ -1,4 +1,4 @@
-"""Articles, contractions and agreement: the little French that CLDR does not have."""
+"""French articles, contractions and agreement, which CLDR does not have."""
 from __future__ import annotations
 
 import re
@@ -18,7 +18,7 @@ AGREEMENTS = ("m", "f", "mp", "fp")
 
 # Words of the lexicon and of CLDR with a mute h; every other h counts as aspirated.
 _MUTE_H = ("hôtel", "hôpital", "horaire", "huile", "hébreu")
-# An elided "que" before a vowel, and "si il" -> "s’il", whatever filled the slots.
+# An elided "que" before a vowel, and "si il" -> "s’il", whatever the slots contain.
 _QUE = re.compile(r"\b([Qq]u|[Ll]orsqu|[Pp]uisqu)e (?=(\w))")
 _SI_IL = re.compile(r"\b([Ss])i (?=ils?\b)")
 
@@ -35,7 +35,7 @@ _E = {"m": "", "f": "e", "mp": "s", "fp": "es"}
 
 
 def starts_with_vowel(text: str) -> bool:
-    """Return whether ``le``, ``la``, ``de`` and ``que`` elide before ``text``."""
+    """Tell whether ``le``, ``la``, ``de`` and ``que`` elide before ``text``."""
     if text.lower().startswith(_MUTE_H):
         return True
     first = unicodedata.normalize("NFD", text.lower())[:1]
@@ -43,7 +43,7 @@ def starts_with_vowel(text: str) -> bool:
 
 
 def noun_forms(noun: str, agreement: str) -> dict[str, str]:
-    """Return the forms of a noun that templates may ask for by name.
+    """Return the forms of a noun, by the names that templates use.
 
     Args:
         noun: the bare noun, "facture".
@@ -77,18 +77,18 @@ def noun_forms(noun: str, agreement: str) -> dict[str, str]:
 
 
 def person_forms(name: str, agreement: str) -> dict[str, str]:
-    """Return the forms of a name; ``e`` and ``il`` agree with who bears it."""
+    """Return the forms of a name; ``e`` and ``il`` agree with its gender."""
     origin = ("d’" if starts_with_vowel(name) else "de ") + name
     il, e = _IL[agreement], _E[agreement]
     return {"": name, "à": "à " + name, "de": origin, "il": il, "e": e}
 
 
 def territory_forms(name: str, kind: str) -> dict[str, str]:
-    """Return the forms of a country; ``en`` says where, ``de`` where from.
+    """Return the forms of a country; ``en`` means in it, ``de`` from it.
 
     Args:
         name: "Japon".
-        kind: as for a noun, or "n" for a name that takes no article ("Chypre").
+        kind: as for a noun, or "n" for a name without an article ("Chypre").
     """
     vowel = starts_with_vowel(name)
     origin = ("d’" if vowel else "de ") + name
@@ -115,7 +115,7 @@ def city_forms(name: str) -> dict[str, str]:
 
 
 def elide(text: str) -> str:
-    """Join "que" and "si" to the word that follows them where French does so."""
+    """Join "que" and "si" to the next word where French does so."""
 
     def shorten(match: re.Match[str]) -> str:
         return match[1] + ("’" if starts_with_vowel(match[2]) else "e ")

@@ -1,6 +1,6 @@
-"""Nouns, adjectives and people: words of the project's own, with French gender.
+"""The project's nouns, adjectives and first names, with French gender.
 
-In ``lexicon.txt`` a section ``[symbol]`` holds lines like these:
+In ``lexicon.txt``, a section ``[symbol]`` contains lines such as
 
     invoice = facture f
     accountant = comptable m / comptable f    (the source leaves the gender open)
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Sequence
 
 from french import AGREEMENTS, noun_forms, person_forms, starts_with_vowel
-from synchronous import Dice, Phrase, Source, pick_weighted, weighted_text
+from synchronous import Dice, Phrase, Source, pick_weighted, split_weight
 
 __all__ = ["people", "person", "read_lexicon"]
 
@@ -28,7 +28,7 @@ _MEN = (
     "Diego Rachid Louis Mehdi Simon"
 ).split()
 _NAMES = [(name, "f") for name in _WOMEN] + [(name, "m") for name in _MEN]
-# Which of the 1, 2 or 4 forms given for an adjective goes with m, f, mp and fp.
+# Which of the 1, 2 or 4 forms of an adjective is used for m, f, mp and fp.
 _FORMS = {1: (0, 0, 0, 0), 2: (0, 0, 1, 1), 4: (0, 1, 2, 3)}
 
 Word = Sequence[tuple[int, Phrase]]  # the weighted translations of one English word
@@ -43,19 +43,19 @@ def read_lexicon(path: Path) -> dict[str, Source]:
             words = sections.setdefault(line.strip("[]"), [])
         elif " = " in line:
             english, _, french = line.partition(" = ")
-            choices = map(weighted_text, french.split(" / "))
+            choices = map(split_weight, french.split(" / "))
             words.append([(weight, _phrase(english, text)) for weight, text in choices])
     return {symbol: partial(_draw, words) for symbol, words in sections.items()}
 
 
 def person(dice: Dice) -> Phrase:
-    """Draw somebody's first name."""
+    """Draw a first name."""
     return _person(*dice.pick(_NAMES))
 
 
 def people(dice: Dice) -> Phrase:
-    """Draw two people; French agrees in the feminine only if both are women."""
-    (first, one), (second, other) = dice.shuffled(_NAMES)[:2]
+    """Draw two people; French uses the feminine only if both are women."""
+    (first, one), (second, other) = dice.shuffle(_NAMES)[:2]
     agreement = "fp" if one == other == "f" else "mp"
     forms = person_forms(first, agreement)
     for form, text in person_forms(second, agreement).items():

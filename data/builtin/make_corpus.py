@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent.parent)]  # its own modules, the project
+sys.path[:0] = [str(HERE), str(HERE.parent.parent)]  # these modules, the project
 
 from fairseq_plugins.utils.errors import UserError, run_command_line  # noqa: E402
 from fairseq_plugins.utils.files import (  # noqa: E402
@@ -26,8 +26,8 @@ from fairseq_plugins.utils.files import (  # noqa: E402
 BABEL_VERSION = "2.18.0"  # the one whose CLDR data SHA256SUMS records
 SEED = 1
 COUNTS = {"train": 6000, "valid": 500, "test": 1000}
-RARE_SHARE = 0.25  # of the names in valid and test, those that train never sees
-WORDS = range(4, 33)  # shorter sentences repeat each other, longer ones ramble
+RARE_SHARE = 0.25  # fraction of names in valid and test that train never contains
+WORDS = range(4, 33)  # shorter sentences repeat each other, longer ones are unnatural
 
 Pair = tuple[str, str]
 
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def check_babel(*, any_version: bool) -> None:
-    """Raise ``UserError`` unless Babel is there, in the recorded version."""
+    """Raise ``UserError`` unless the recorded version of Babel is installed."""
     if importlib.util.find_spec("babel") is None:
         raise UserError(
             f"`babel` must be installed, but is not: pip install babel=={BABEL_VERSION}"

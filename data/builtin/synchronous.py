@@ -1,13 +1,13 @@
-"""A synchronous grammar: an English and a French sentence grow together.
+"""A synchronous grammar: it derives an English and a French sentence together.
 
-A grammar file has sections, ``[symbol]``. In a section an unindented line is an English
-template and the indented lines under it are its French translations, one of which is
-drawn. ``3* `` in front of a line weights it. In templates
+A grammar file has sections, ``[symbol]``. In a section, an unindented line is an
+English template. The indented lines below it are its French translations, one of which
+is drawn. ``3* `` before a line is its weight. In templates,
 
-* ``{city}`` and ``{city:b}`` are slots, two different cities, the same on both sides;
-  ``{city.de}`` asks for a form ("d’Athènes"), ``{colour@coat}`` for agreement;
-* ``<vous avez|tu as>`` follows the register, formal or informal, drawn once a sentence
-  unless a French line begins with ``!vous`` or ``!tu``.
+* ``{city}`` and ``{city:b}`` are slots: two different cities, the same on both sides.
+  ``{city.de}`` asks for a form ("d’Athènes"), ``{colour@coat}`` for agreement.
+* ``<vous avez|tu as>`` depends on the register, formal or informal. It is drawn once
+  per sentence, unless a French line begins with ``!vous`` or ``!tu``.
 """
 from __future__ import annotations
 
@@ -27,19 +27,18 @@ __all__ = [
     "Source",
     "pick_weighted",
     "read_rules",
-    "weighted_text",
+    "split_weight",
 ]
 
 T = TypeVar("T")
 _SLOT = re.compile(r"\{(\w+(?::\w)?)(?:\.(\w+)|@(\w+(?::\w)?))?\}")
 _REGISTER = re.compile(r"<([^|<>]*)\|([^|<>]*)>")
 _WEIGHT = re.compile(r"(\d+)\* ")
-# The share of "vous" where English leaves the register open.
-_FORMAL = 0.65
+_FORMAL = 0.65  # probability of "vous" if English leaves the register open
 
 
 class Dice:
-    """Draws made of ``Random.random`` alone, the one stream that Python guarantees."""
+    """Random choices from ``Random.random``, the only stream that Python guarantees."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed).random
@@ -57,15 +56,15 @@ class Dice:
         return self._random() < probability
 
     def pick(self, choices: Sequence[T]) -> T:
-        """Return one of the choices, all alike."""
+        """Return one of the choices, all equally likely."""
         return choices[self.below(len(choices))]
 
     def pick_skewed(self, choices: Sequence[T]) -> T:
-        """Return one of the choices, the first ones most often, as words are used."""
+        """Return one of the choices, the first ones most often, like words in text."""
         draw = self._random()
         return choices[int(len(choices) * draw * draw)]
 
-    def shuffled(self, items: Sequence[T]) -> list[T]:
+    def shuffle(self, items: Sequence[T]) -> list[T]:
         """Return the items in random order."""
         keyed = [(self._random(), index) for index in range(len(items))]
         return [items[index] for _, index in sorted(keyed)]
@@ -73,9 +72,9 @@ class Dice:
 
 @dataclass(frozen=True)
 class Phrase:
-    """What fills a slot: its forms in both languages; the form "" is the plain one.
+    """The content of a slot: its forms in both languages; the form "" is the base.
 
-    ``agreement`` is what French adjectives take from it: "m", "f", "mp" or "fp".
+    ``agreement`` determines French adjectives: "m", "f", "mp" or "fp".
     """
 
     en: Mapping[str, str]
@@ -97,7 +96,7 @@ Source = Callable[[Dice], Phrase]
 
 @dataclass
 class Grammar:
-    """Rules for some symbols, Python functions (``sources``) for the others."""
+    """Rules for some symbols, and Python functions (``sources``) for the others."""
 
     rules: Mapping[str, Sequence[Rule]]
     sources: Mapping[str, Source]
@@ -105,10 +104,10 @@ class Grammar:
     def sentence(self, dice: Dice) -> tuple[str, str]:
         """Draw one sentence pair from the symbol ``sentence``."""
         phrase = self.expand("sentence", dice, formal=dice.chance(_FORMAL))
-        return _capitalised(phrase.en[""]), _capitalised(elide(phrase.fr[""]))
+        return _capitalize(phrase.en[""]), _capitalize(elide(phrase.fr[""]))
 
     def expand(self, symbol: str, dice: Dice, *, formal: bool) -> Phrase:
-        """Draw something for a symbol, in the formal or the informal register."""
+        """Draw a phrase for a symbol, in the formal or the informal register."""
         if symbol in self.sources:
             return self.sources[symbol](dice)
         rule = pick_weighted(dice, [(rule.weight, rule) for rule in self.rules[symbol]])
@@ -120,16 +119,16 @@ class Grammar:
         slots: dict[str, Phrase] = {}
         for match in _SLOT.finditer(rule.english):
             if match[1] not in slots:
-                slots[match[1]] = self._another(match[1], slots, dice, formal=formal)
+                slots[match[1]] = self._fill_slot(match[1], slots, dice, formal=formal)
         return Phrase(
             {"": _SLOT.sub(lambda slot: _english(slot, slots), rule.english)},
             {"": _SLOT.sub(lambda slot: _french(slot, slots), french)},
         )
 
-    def _another(
+    def _fill_slot(
         self, slot: str, slots: Mapping[str, Phrase], dice: Dice, *, formal: bool
     ) -> Phrase:
-        """Expand a slot into something that no slot of the same symbol has yet."""
+        """Expand a slot into a phrase that no other slot of the same symbol has."""
         symbol = slot.partition(":")[0]
         same = [other for other in slots if other.partition(":")[0] == symbol]
         taken = [slots[other].en for other in same]
@@ -148,7 +147,7 @@ def read_rules(path: Path) -> dict[str, list[Rule]]:
         if line.startswith("["):
             rules = sections.setdefault(line.strip("[]"), [])
             continue
-        weight, text = weighted_text(line.strip())
+        weight, text = split_weight(line.strip())
         if line.startswith(" "):
             rules[-1].french.append((weight, text))
         else:
@@ -156,14 +155,14 @@ def read_rules(path: Path) -> dict[str, list[Rule]]:
     return sections
 
 
-def weighted_text(text: str) -> tuple[int, str]:
+def split_weight(text: str) -> tuple[int, str]:
     """Split ``3* text`` into 3 and the text; without a number the weight is 1."""
     match = _WEIGHT.match(text)
     return (int(match[1]), text[match.end() :]) if match else (1, text)
 
 
 def pick_weighted(dice: Dice, choices: Sequence[tuple[int, T]]) -> T:
-    """Return one of the choices, each as likely as its weight says."""
+    """Return one of the choices, with probabilities in proportion to the weights."""
     left = dice.below(sum(weight for weight, _ in choices))
     for weight, choice in choices:
         left -= weight
@@ -181,5 +180,5 @@ def _french(slot: re.Match[str], slots: Mapping[str, Phrase]) -> str:
     return slots[slot[1]].fr[form]
 
 
-def _capitalised(text: str) -> str:
+def _capitalize(text: str) -> str:
     return text[:1].upper() + text[1:]

@@ -1,4 +1,4 @@
-"""Everything that can fill a slot, and which of it never occurs in train."""
+"""All phrases that can fill a slot, and those of them that never occur in train."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from synchronous import Dice, Phrase, Source
 __all__ = ["Vocabulary"]
 
 T = TypeVar("T")
-_ONE_IN = 6  # one name in so many is kept out of train
-# Spans of time are written out: running text has no "2 mths".
+_ONE_IN = 6  # one of six names is kept out of train
+# Durations are written out, because running text does not contain "2 mths".
 _LONG_ONLY = "duration minutes nights short_time spell stay wait years".split()
 
 
 @dataclass(frozen=True)
 class _Pool(Generic[T]):
-    """Things to draw: ``common`` ones, and ``rare`` ones that train never sees."""
+    """Items to draw: ``common`` ones, and ``rare`` ones that train never contains."""
 
     common: Sequence[T]
     rare: Sequence[T]
@@ -34,7 +34,7 @@ class _Pool(Generic[T]):
 
 
 class Vocabulary:
-    """Names, values and words, with the choice of rare names already made.
+    """Names, values and words; creating it chooses the rare names.
 
     Args:
         lexicon_path: the project's own nouns and adjectives.
@@ -54,7 +54,7 @@ class Vocabulary:
         self._currencies = _split(cldr_names.CURRENCIES, dice)
 
     def sources(self, *, rare_share: float) -> dict[str, Source]:
-        """Return what fills each slot; ``rare_share`` of the names are rare ones."""
+        """Return the source of each slot; ``rare_share`` of the names are rare."""
         return {
             **cldr_values.value_sources(),
             **cldr_names.name_sources(self._name_draws(rare_share)),
@@ -93,6 +93,6 @@ class Vocabulary:
 
 
 def _split(items: Sequence[T], dice: Dice) -> _Pool[T]:
-    shuffled = dice.shuffled(items)
+    shuffled = dice.shuffle(items)
     cut = len(shuffled) // _ONE_IN
     return _Pool(shuffled[cut:], shuffled[:cut])
