@@ -26,6 +26,14 @@ TINY_TRAINING = {
 }  # fmt: skip
 
 
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Leave out the soak tests, which take an hour, unless ``-m`` asks for them."""
+    if "soak" not in config.option.markexpr:
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+
+
 def run_module(module: str, *args: object) -> subprocess.CompletedProcess[str]:
     """Run ``python -m MODULE ARGS`` as a user's shell would and keep its output."""
     command = [sys.executable, "-m", module, *map(str, args)]

@@ -160,7 +160,7 @@ RUNS = {
 
 def recipe(change: Callable[[dict[str, Any]], Any]) -> Callable[[], Any]:
     def read() -> Any:
-        from soak_common import write_corpus
+        from soak_tools import write_corpus
 
         path = write_corpus(Path("corpus"), pairs={"train": 1, "dev": 1, "new": 1})
         content = yaml.safe_load(path.read_text())

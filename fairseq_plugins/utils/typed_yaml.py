@@ -58,16 +58,14 @@ def parse_yaml(
     Raises:
         UserError: see :func:`read_yaml`.
     """
-    loader = _UniqueKeyLoader(text)
-    loader.normalize_key = normalize_key
     try:
+        loader = _UniqueKeyLoader(text)  # refuses characters that YAML does not allow
+        loader.normalize_key = normalize_key
         return loader.get_single_data()
     except _RepeatedKey as error:
         raise UserError(f"`{name}` gives {error}.") from None
     except NOT_YAML as error:
         raise UserError(f"`{name}` is not valid YAML: {_reason(error)}.") from None
-    finally:
-        loader.dispose()
 
 
 def read_dataclass(path: Path, kind: type[T]) -> T:
