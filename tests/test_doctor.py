@@ -1,4 +1,4 @@
-"""What scripts/doctor.py says of machines that are not this one, and of this one."""
+"""Findings of scripts/doctor.py on made-up systems and on this one."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ from conftest import ROOT
 from fairseq_plugins.doctor.checks import (
     MODELS,
     Finding,
-    check,
-    checkpoint_bytes,
-    training_bytes,
+    check_system,
+    estimate_checkpoint_bytes,
+    estimate_training_bytes,
 )
 from fairseq_plugins.doctor.system import (
     Gpu,
-    Machine,
-    RecipeFault,
     RecipeNeeds,
+    System,
     Torch,
-    _why_unreachable,
-    examine,
-    recipe_needs,
+    find_connection_error,
+    inspect_recipe,
+    inspect_system,
 )
 
 GIB = 1 << 30
 A100 = Gpu("A100", 81920, 80000, (8, 0))
-GOOD = Machine(
+GOOD = System(
     python="python3.11",
     python_version=(3, 11, 7),
     packages={"sacrebleu": "2.6.0", "sentencepiece": "0.2.3"},
@@ -47,27 +46,27 @@ GOOD = Machine(
     disk=500 * GIB,
     shared_memory=8 * GIB,
 )
-NEEDS = RecipeNeeds(2 * GIB, 0, 4_500_000, 0, ("data.example",))
+NEEDS = RecipeNeeds(download=2 * GIB, pairs=4_500_000, hosts=("data.example",))
 
 
-def bad(machine: Machine, **options: object) -> list[Finding]:
-    findings = check(machine, **options)  # type: ignore[arg-type]
+def bad(system: System, **options: object) -> list[Finding]:
+    findings = check_system(system, **options)  # type: ignore[arg-type]
     return [finding for finding in findings if finding.level != "ok"]
 
 
-def changed(**facts: object) -> Machine:
+def changed(**facts: object) -> System:
     return dataclasses.replace(GOOD, **facts)  # type: ignore[arg-type]
 
 
-def test_nothing_is_wrong_with_a_good_machine() -> None:
-    assert not bad(GOOD, model="big", needs=NEEDS)
+def test_a_good_system_has_no_problem() -> None:
+    assert not bad(GOOD, model="big", recipe=NEEDS)
 
 
 CPU_TORCH = Torch("2.13.0+cpu", None, False)
 
 
 @pytest.mark.parametrize(
-    ("facts", "stage", "level", "what", "mend"),
+    ("facts", "stage", "level", "message", "fix"),
     [
         ({"python_version": (3, 13, 0)}, "setup", "problem", "Python 3.13.0", "3.12"),
         ({"python_version": (3, 9, 1)}, "setup", "problem", "Python 3.9.1", "3.10"),
@@ -75,7 +74,7 @@ CPU_TORCH = Torch("2.13.0+cpu", None, False)
          "setup", "problem", "No module named 'torch'", "setup.sh"),
         ({"fairseq_error": "No module named 'fairseq'"},
          "setup", "problem", "No module named 'fairseq'", "setup.sh"),
-        ({"out_error": "`/x` cannot be written"}, "prepare", "problem", "/x", "--out"),
+        ({"out_error": "`/x` is not writable"}, "prepare", "problem", "/x", "--out"),
         ({"disk": GIB}, "prepare", "problem", "1.0 GiB free", "--out"),
         ({"host_errors": {"data.example": "timed out"}},
          "prepare", "problem", "data.example cannot be reached (timed", "--source"),
@@ -98,15 +97,17 @@ CPU_TORCH = Torch("2.13.0+cpu", None, False)
          "evaluate", "problem", "sacrebleu is not installed", "setup.sh"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named_with_its_mend(
-    facts: dict[str, object], stage: str, level: str, what: str, mend: str
+def test_a_problem_is_named_with_its_fix(
+    facts: dict[str, object], stage: str, level: str, message: str, fix: str
 ) -> None:
-    found = bad(changed(**facts), model="base", needs=NEEDS)
-    [finding] = [each for each in found if each.stage == stage and what in each.what]
+    found = bad(changed(**facts), model="base", recipe=NEEDS)
+    [finding] = [
+        each for each in found if each.stage == stage and message in each.message
+    ]
     assert finding.level == level
-    assert mend in finding.mend
+    assert fix in finding.fix
     others = {each.stage for each in found} - {stage}
-    shared = {"train", "evaluate"}  # these want disk and GPU memory, too
+    shared = {"train", "evaluate"}  # these need disk and GPU memory, too
     assert not others - (shared if facts.keys() & {"disk", "gpus"} else set())
 
 
@@ -122,22 +123,16 @@ def test_a_driver_runs_all_of_its_major_version_and_what_is_older(
 def test_a_missing_compiler_matters_only_while_fairseq_is_not_built() -> None:
     assert not bad(changed(compiler=None, headers=False))
     found = bad(changed(compiler=None, headers=False, fairseq_error="no"))
-    assert [each.what for each in found][1:] == [
+    assert [each.message for each in found][1:] == [
         "C++ compiler: none", "Python's headers: missing"
     ]  # fmt: skip
 
 
-def test_local_files_need_neither_network_nor_room_for_archives() -> None:
-    tight = changed(disk=5 * GIB, host_errors={"data.example": "no route"})
-    assert len(bad(tight, needs=NEEDS)) == 2
-    assert not bad(tight, needs=NEEDS, has_source=True)
-
-
-def test_what_is_unknown_is_said() -> None:
-    needs = dataclasses.replace(NEEDS, unknown=2, unknown_parts=1)
-    [disk] = [f for f in check(GOOD, needs=needs) if "corpus" in f.what]
-    beside = "besides 2 archives of unknown size and 1 parts of unknown length"
-    assert beside in disk.what
+def test_unknown_sizes_are_reported() -> None:
+    recipe = dataclasses.replace(NEEDS, unknown_archives=2, unknown_parts=1)
+    [disk] = [f for f in check_system(GOOD, recipe=recipe) if "corpus" in f.message]
+    extra = "plus 2 archives of unknown size and 1 parts of unknown length"
+    assert extra in disk.message
 
 
 @pytest.mark.parametrize(
@@ -145,7 +140,7 @@ def test_what_is_unknown_is_said() -> None:
     [("lstm", "wmt14_en_fr_lstm"), ("base", "wmt14_en_de_base"),
      ("big", "wmt14_en_de_big")],
 )  # fmt: skip
-def test_the_estimates_are_of_the_configurations_own_models(
+def test_the_estimates_are_of_the_models_of_the_configurations(
     model: str, name: str, task: object
 ) -> None:
     import torch
@@ -174,8 +169,8 @@ def test_the_estimates_are_of_the_configurations_own_models(
     assert beam["max_tokens"] == size.tokens
     assert beam["batches_per_update"] == size.batches_per_update
     assert config["keep_interval_updates"] == size.kept
-    assert checkpoint_bytes(model) > 14 * parameters * size.kept
-    assert training_bytes(model) > 20 * parameters
+    assert estimate_checkpoint_bytes(model) > 14 * parameters * size.kept
+    assert estimate_training_bytes(model) > 20 * parameters
 
 
 def call(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
@@ -191,7 +186,7 @@ def fake(path: Path, *lines: str) -> Path:
     return path
 
 
-def test_the_command_examines_this_machine_and_a_driver_that_is_too_old(
+def test_the_command_reports_a_driver_that_is_too_old(
     tmp_path: Path,
 ) -> None:
     smi = tmp_path / "nvidia-smi"
@@ -203,21 +198,19 @@ def test_the_command_examines_this_machine_and_a_driver_that_is_too_old(
     )  # fmt: skip
     findings = json.loads(result.stdout)
     assert result.returncode == any(f["level"] == "problem" for f in findings)
-    whats = [finding["what"] for finding in findings]
-    assert "Tesla K80, 11.2 GiB" in whats
-    assert "fairseq loads the plug-in" in whats
-    assert any("for the corpus" in what for what in whats)
-    assert not any("network" in what for what in whats)  # the files are here
+    messages = [finding["message"] for finding in findings]
+    assert "Tesla K80, 11.2 GiB" in messages
+    assert "fairseq loads the plug-in" in messages
+    assert any("for the corpus" in message for message in messages)
+    assert not any("network" in message for message in messages)  # the files are here
     import torch
 
     wrong = "CUDA up to 9.2" if torch.version.cuda else "built for the CPU only"
-    assert any(wrong in f["what"] and f["level"] == "problem" for f in findings)
+    assert any(wrong in f["message"] and f["level"] == "problem" for f in findings)
 
 
 @pytest.mark.parametrize("status", [0, 1])
-def test_without_torch_and_with_another_python_it_still_answers(
-    status: int, tmp_path: Path
-) -> None:
+def test_a_python_that_does_not_run_is_reported(status: int, tmp_path: Path) -> None:
     python = fake(tmp_path / "python", "echo ImportError: broken >&2", f"exit {status}")
     result = call("--python", python, "--stage", "setup")
     assert result.returncode == 1
@@ -228,48 +221,48 @@ def test_without_torch_and_with_another_python_it_still_answers(
 
 
 @pytest.mark.parametrize(
-    ("cause", "mend"),
+    ("cause", "fix"),
     [("python", "setup.sh"), ("recipe", "another --recipe"), ("source", "--source")],
 )
-def test_a_recipes_fault_has_the_mend_of_its_cause(cause: str, mend: str) -> None:
-    [finding] = bad(GOOD, fault=RecipeFault(cause, "it is so"))
+def test_a_fault_of_a_recipe_has_the_fix_of_its_cause(cause: str, fix: str) -> None:
+    [finding] = bad(GOOD, recipe=RecipeNeeds(fault="it is so", cause=cause))
     assert finding.stage == "prepare" and finding.level == "problem"
-    assert finding.what == "the recipe: it is so" and mend in finding.mend
+    assert finding.message == "the recipe: it is so" and fix in finding.fix
 
 
-def asked(*arguments: object) -> tuple[RecipeNeeds | None, RecipeFault | None]:
-    return recipe_needs(Path(sys.executable), *arguments)  # type: ignore[arg-type]
+def inspect(*arguments: object) -> RecipeNeeds:
+    return inspect_recipe(Path(sys.executable), *arguments)  # type: ignore[arg-type]
 
 
 def test_files_that_prepare_would_not_find_are_a_fault(tmp_path: Path) -> None:
-    needs, fault = asked("multi30k-de-en")
-    assert needs and needs.pairs == 29_000
-    assert fault and fault.cause == "source" and "cannot be downloaded" in fault.message
+    recipe = inspect("multi30k-de-en")
+    assert recipe.pairs == 29_000
+    assert recipe.cause == "source" and "cannot be downloaded" in recipe.fault
     for source, message in (
         (tmp_path, f"`{tmp_path}` lacks train.de"),
         (tmp_path / "nowhere", "does not exist"),
     ):
-        _, fault = asked("multi30k-de-en", source)
-        assert fault and fault.cause == "source" and message in fault.message
-    assert asked("builtin-en-fr")[1] is None
-    assert asked("builtin-en-fr", ROOT / "data" / "builtin")[1] is None
+        recipe = inspect("multi30k-de-en", source)
+        assert recipe.cause == "source" and message in recipe.fault
+    assert not inspect("builtin-en-fr").fault
+    assert not inspect("builtin-en-fr", ROOT / "data" / "builtin").fault
 
 
-def test_what_is_still_to_be_downloaded_is_no_fault_and_is_counted(
+def test_archives_to_be_downloaded_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fairseq_plugins.doctor.system._DOWNLOADS", tmp_path)
+    monkeypatch.setattr("fairseq_plugins.doctor.system.DOWNLOADS", tmp_path)
     content = (ROOT / "data" / "recipes" / "wmt14-en-de.yaml").read_text()
-    needs, fault = asked("wmt14-en-de")
-    assert fault is None and needs and needs.hosts and needs.pairs > 4_000_000
+    before = inspect("wmt14-en-de")
+    assert not before.fault and before.hosts and before.pairs > 4_000_000
     for name in re.findall(r"file: (\S+\.tgz)", content):
         (tmp_path / name).write_text("")
-    there, fault = asked("wmt14-en-de")
-    assert fault is None and there and there.pairs == needs.pairs
-    assert there.download < needs.download and not there.hosts
+    after = inspect("wmt14-en-de")
+    assert not after.fault and after.pairs == before.pairs
+    assert after.download < before.download and not after.hosts
 
 
-def test_paths_are_those_of_the_folder_where_the_command_is_typed(
+def test_paths_are_relative_to_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = (ROOT / "data" / "recipes" / "builtin-en-fr.yaml").read_text()
@@ -277,11 +270,11 @@ def test_paths_are_those_of_the_folder_where_the_command_is_typed(
     shutil.copytree(ROOT / "data" / "builtin", tmp_path / "text")
     (tmp_path / "json.py").write_text("raise SystemExit('not that one')")
     monkeypatch.chdir(tmp_path)
-    assert asked("mine.yaml")[1] is None
-    assert asked("builtin-en-fr", Path("text"))[1] is None
+    assert not inspect("mine.yaml").fault
+    assert not inspect("builtin-en-fr", Path("text")).fault
 
 
-def test_a_misspelt_recipe_is_answered_as_by_prepare() -> None:
+def test_a_misspelt_recipe_gets_the_message_of_prepare() -> None:
     result = call("--recipe", "mult30k-de-en", "--stage", "prepare")
     assert result.returncode == 1
     expected = "the recipe: there is no recipe `mult30k-de-en`. Did you mean `multi30k"
@@ -292,13 +285,18 @@ def test_a_misspelt_recipe_is_answered_as_by_prepare() -> None:
 def test_an_out_folder_must_not_be_or_lie_below_a_file(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
-    python = Path("/bin/false")  # what it has costs seconds, and is not asked here
+    python = Path("/bin/false")  # its packages do not matter here
     for out in (file, file / "below"):
-        found = examine(python, out, ()).out_error
-        assert found == f"`--out` must be a folder, but `{file}` is none"
-    assert examine(python, tmp_path / "new", ()).out_error is None
+        error = inspect_system(python, out, ()).out_error
+        assert error == f"`--out` must be a folder, but `{file}` is not one"
+    assert inspect_system(python, tmp_path / "new", ()).out_error is None
 
 
-def test_a_host_that_cannot_be_asked_is_named_and_stops_nothing() -> None:
-    found = _why_unreachable("127.0.0.1:not-a-port")
-    assert found and "not-a-port" in found
+def test_a_server_that_cannot_be_reached_is_an_error_message() -> None:
+    error = find_connection_error("127.0.0.1:not-a-port")
+    assert error and "not-a-port" in error
+
+
+def test_a_source_without_its_recipe_is_refused(tmp_path: Path) -> None:
+    result = call("--source", tmp_path)
+    assert result.returncode == 2 and "pass --recipe, too" in result.stderr

@@ -1,4 +1,4 @@
-"""What this machine has, and what of it is missing or wrong for each stage.
+"""Find out what is missing or wrong on this system for each stage.
 
 The standard library only: it must run where nothing is installed yet.
 """

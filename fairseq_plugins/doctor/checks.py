@@ -1,8 +1,6 @@
-"""How much disk and GPU memory the WMT runs need: estimates, each with its derivation.
+"""What is missing or wrong for each stage, and how to fix it.
 
-None of this was measured on a GPU.
-
-What is wrong with a machine for each stage, and how to mend it.
+The needs of disk and GPU memory are estimates; none of them was measured on a GPU.
 """
 
 from __future__ import annotations
@@ -10,43 +8,52 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Iterator
 
-from fairseq_plugins.doctor.system import Machine, RecipeFault, RecipeNeeds
+from fairseq_plugins.doctor.system import RecipeNeeds, System, Torch
 
 __all__ = [
-    "BYTES_PER_PAIR",
-    "CACHE_OF_EVALUATION",
     "MODELS",
     "STAGES",
     "Finding",
-    "check",
-    "checkpoint_bytes",
-    "training_bytes",
+    "check_system",
+    "estimate_checkpoint_bytes",
+    "estimate_training_bytes",
 ]
 
-# A pair of news text is about 300 bytes; it is kept as extracted, as cleaned, as
-# ids and binarised (2 bytes a token), which together is somewhat more than thrice it.
-BYTES_PER_PAIR = 1_000
-CACHE_OF_EVALUATION = 4 << 30
-
+STAGES = ("setup", "prepare", "train", "evaluate")
+_GIB = 1 << 30
+_SHARED_MEMORY = _GIB
+_ENVIRONMENT = 8 * _GIB
+_EVALUATION = 4 * _GIB  # caches of attention
+# A pair of news text is about 300 bytes; it is stored as extracted, as cleaned, as
+# subword ids and binarised (2 bytes per token), in all a bit more than three times.
+_BYTES_PER_PAIR = 1_000
 # bf16 weights and gradients, fp32 weights and gradients, two fp32 moments of Adam.
 _BYTES_PER_PARAMETER = 2 + 2 + 4 + 4 + 8
-# In a file: bf16 weights, fp32 weights and moments.
-_SAVED_PER_PARAMETER = 2 + 4 + 8
-_BESIDES = 3  # the last, the best and the mean
-_CONTEXT = 1 << 30  # CUDA's own memory
+_SAVED_PER_PARAMETER = 2 + 4 + 8  # bf16 weights, fp32 weights and moments
+_EXTRA_CHECKPOINTS = 3  # the last, the best and the average
+_CUDA_CONTEXT = _GIB
+_VOCABULARY = 32_000
+_BEAM = 5
+
+_RUN_SETUP = "run bash scripts/setup.sh"
+_RECIPE_FIXES = {
+    "python": _RUN_SETUP,
+    "recipe": "pass another --recipe, or correct its file",
+    "source": "pass the folder with these files with --source",
+}
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A model of configs/wmt*.yaml, with its beam run, which needs the most.
+    """A model of configs/wmt*.yaml and its beam-aware run, which needs the most.
 
     Attributes:
         parameters: with a vocabulary of 32,000.
         width: of the decoder.
         layers: of the decoder.
-        is_lstm: which formula holds.
-        tokens: ``max_tokens`` of the beam run.
-        batches_per_update: of the beam run.
+        is_lstm: selects the formula.
+        tokens: ``max_tokens`` of the beam-aware run.
+        batches_per_update: of the beam-aware run.
         kept: checkpoints that a run keeps (``keep_interval_updates``).
     """
 
@@ -64,240 +71,179 @@ MODELS = {
     "base": ModelSize(60_500_000, 512, 6, False, 2048, 16, 5),
     "big": ModelSize(209_000_000, 1024, 6, False, 2048, 16, 20),
 }
-_VOCABULARY = 32_000
-_BEAM = 5
 
 
-def training_bytes(model: str) -> int:
-    """Return the peak of a beam update: docs/beam_training.md, in fp32, at beam 5."""
+def estimate_training_bytes(model: str) -> int:
+    """Return the peak memory of a beam-aware update in fp32 at beam 5."""
     size = MODELS[model]
     n, v, d = size.tokens, _VOCABULARY, size.width
     if size.is_lstm:
         activations = 4 * (1.5 * n * v + 24 * _BEAM * n * d * size.layers + 3 * v * d)
     else:
         activations = 4 * (1.9 * n * v + 25 * _BEAM * n * d * size.layers)
-    return int(activations) + _BYTES_PER_PARAMETER * size.parameters + _CONTEXT
+    return int(activations) + _BYTES_PER_PARAMETER * size.parameters + _CUDA_CONTEXT
 
 
-def checkpoint_bytes(model: str) -> int:
-    """Return the disk that one run's checkpoints take."""
+def estimate_checkpoint_bytes(model: str) -> int:
+    """Return the disk space of the checkpoints of one run."""
     size = MODELS[model]
-    return _SAVED_PER_PARAMETER * size.parameters * (size.kept + _BESIDES)
-
-
-STAGES = ("setup", "prepare", "train", "evaluate")
-_PYTHONS = ((3, 10), (3, 12))
-_SETUP = "run bash scripts/setup.sh"
-_RECIPE_MENDS = {
-    "python": _SETUP,
-    "recipe": "give another --recipe, or mend its file",
-    "source": "give the folder that holds these files with --source",
-}
-_GIB = 1 << 30
-_SHARED_MEMORY = _GIB
-_BUILD_DISK = 8 * _GIB
+    return _SAVED_PER_PARAMETER * size.parameters * (size.kept + _EXTRA_CHECKPOINTS)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        level: ``ok``, ``warning`` (works, but less well) or ``problem`` (does not).
-        what: what was found.
-        mend: how to mend it; empty when there is nothing to mend.
+        level: ``ok``, ``warning`` (works, but less well) or ``problem`` (fails).
+        fix: what the user can do; empty if the level is ``ok``.
     """
 
     stage: str
     level: str
-    what: str
-    mend: str = ""
+    message: str
+    fix: str = ""
 
 
-def check(
-    machine: Machine,
-    *,
-    model: str | None = None,
-    needs: RecipeNeeds | None = None,
-    fault: RecipeFault | None = None,
-    has_source: bool = False,
+def check_system(
+    system: System, *, model: str | None = None, recipe: RecipeNeeds | None = None
 ) -> list[Finding]:
     """Return the findings of all stages, in their order.
 
     Args:
-        machine: what :func:`~fairseq_plugins.doctor.system.examine` saw.
-        model: ``lstm``, ``base`` or ``big``, whose needs are looked at.
-        needs: what the recipe asks for.
-        fault: why it cannot be prepared.
-        has_source: the recipe's files are here already.
+        model: ``lstm``, ``base`` or ``big``: also check the needs of its WMT runs.
+        recipe: also check the needs of its preparation.
     """
     return [
-        *_setup(machine),
-        *_prepare(machine, needs, fault, has_source),
-        *_train(machine, model),
-        *_evaluate(machine, model),
+        *_check_setup(system),
+        *_check_prepare(system, recipe),
+        *_check_train(system, model),
+        *_check_evaluate(system, model),
     ]
 
 
-def _setup(machine: Machine) -> Iterator[Finding]:
-    version = ".".join(map(str, machine.python_version))
-    lowest, highest = _PYTHONS
-    right = lowest <= machine.python_version[:2] <= highest
-    yield _finding(
-        "setup", right, f"Python {version or 'does not run'} ({machine.python})",
+def _check_setup(system: System) -> Iterator[Finding]:
+    version = ".".join(map(str, system.python_version)) or "does not run"
+    yield _judge(
+        "setup", (3, 10) <= system.python_version[:2] <= (3, 12),
+        f"Python {version} ({system.python})",
         "install Python 3.10, 3.11 or 3.12 and run PYTHON=python3.11 bash "
         "scripts/setup.sh",
     )  # fmt: skip
-    yield from _torch(machine)
-    built = machine.fairseq_error is None
-    yield _finding(
-        "setup", built,
-        "fairseq loads the plug-in" if built
-        else f"fairseq does not load the plug-in: {machine.fairseq_error}", _SETUP,
-    )  # fmt: skip
-    if not built:  # else it was compiled already
-        yield from _compiler(machine)
-
-
-def _torch(machine: Machine) -> Iterator[Finding]:
-    torch = machine.torch
+    torch, error = system.torch, system.fairseq_error
     if torch is None:
-        yield Finding("setup", "problem", f"torch: {machine.torch_error}", _SETUP)
-        return
-    cuda = f"built for CUDA {torch.cuda}" if torch.cuda else "built for the CPU only"
-    yield Finding("setup", "ok", f"torch {torch.version}, {cuda}")
-
-
-def _compiler(machine: Machine) -> Iterator[Finding]:
+        yield Finding("setup", "problem", f"torch: {system.torch_error}", _RUN_SETUP)
+    else:
+        build = f"CUDA {torch.cuda}" if torch.cuda else "the CPU only"
+        yield Finding("setup", "ok", f"torch {torch.version}, built for {build}")
+    if error is None:
+        yield Finding("setup", "ok", "fairseq loads the plug-in")
+        return  # fairseq is compiled already
+    message = f"fairseq does not load the plug-in: {error}"
+    yield Finding("setup", "problem", message, _RUN_SETUP)
     package = "install it (Debian, Ubuntu: apt install build-essential python3-dev)"
-    yield _finding(
-        "setup", machine.compiler is not None,
-        f"C++ compiler: {machine.compiler or 'none'}", package,
+    yield _judge(
+        "setup", system.compiler is not None,
+        f"C++ compiler: {system.compiler or 'none'}", package,
     )  # fmt: skip
-    header = "there" if machine.headers else "missing"
-    yield _finding("setup", machine.headers, f"Python's headers: {header}", package)
-    yield _enough_disk("setup", machine.disk, _BUILD_DISK, "for the environment")
+    headers = "installed" if system.headers else "missing"
+    yield _judge("setup", system.headers, f"Python's headers: {headers}", package)
+    yield _check_disk("setup", system, _ENVIRONMENT, "for the environment")
 
 
-def _prepare(
-    machine: Machine,
-    needs: RecipeNeeds | None,
-    fault: RecipeFault | None,
-    has_source: bool,
-) -> Iterator[Finding]:
-    if machine.out_error:
-        mend = "give another folder with --out"
-        yield Finding("prepare", "problem", machine.out_error, mend)
-    if fault is not None:
-        what, mend = f"the recipe: {fault.message}", _RECIPE_MENDS[fault.cause]
-        yield Finding("prepare", "problem", what, mend)
-    if needs is None:
+def _check_prepare(system: System, recipe: RecipeNeeds | None) -> Iterator[Finding]:
+    if system.out_error:
+        fix = "pass another folder with --out"
+        yield Finding("prepare", "problem", system.out_error, fix)
+    if recipe is None:
         return
-    yield _recipe_disk(machine, needs, has_source)
-    if has_source:
-        return
-    for host, error in machine.host_errors.items():
-        yield _finding(
+    if recipe.fault:
+        message, fix = f"the recipe: {recipe.fault}", _RECIPE_FIXES[recipe.cause]
+        yield Finding("prepare", "problem", message, fix)
+    if recipe.pairs or recipe.unknown_parts:
+        unknown = []
+        if recipe.unknown_archives:
+            unknown.append(f"{recipe.unknown_archives} archives of unknown size")
+        if recipe.unknown_parts:
+            unknown.append(f"{recipe.unknown_parts} parts of unknown length")
+        extra = f", plus {' and '.join(unknown)}" if unknown else ""
+        needed = recipe.download + _BYTES_PER_PAIR * recipe.pairs
+        yield _check_disk("prepare", system, needed, f"for the corpus{extra}")
+    for host, error in system.host_errors.items():
+        yield _judge(
             "prepare", error is None,
             f"network: {host} {f'cannot be reached ({error})' if error else 'answers'}",
-            "fetch the archives elsewhere and give their folder with --source, or set "
-            "https_proxy",
+            "download the archives elsewhere and pass their folder with --source, or "
+            "set https_proxy",
         )  # fmt: skip
 
 
-def _recipe_disk(machine: Machine, needs: RecipeNeeds, has_source: bool) -> Finding:
-    download = 0 if has_source else needs.download
-    needed = download + BYTES_PER_PAIR * needs.pairs
-    unknown = []
-    if needs.unknown and not has_source:
-        unknown.append(f"{needs.unknown} archives of unknown size")
-    if needs.unknown_parts:
-        unknown.append(f"{needs.unknown_parts} parts of unknown length")
-    beside = f", besides {' and '.join(unknown)}" if unknown else ""
-    return _enough_disk("prepare", machine.disk, needed, f"for the corpus{beside}")
-
-
-def _train(machine: Machine, model: str | None) -> Iterator[Finding]:
-    yield from _gpus(machine)
+def _check_train(system: System, model: str | None) -> Iterator[Finding]:
+    yield from _check_gpus(system)
     if model is not None:
-        needed = training_bytes(model)
-        if machine.gpus:
-            yield _gpu_memory(machine, model, needed)
-        yield _enough_disk(
-            "train", machine.disk, checkpoint_bytes(model),
+        batches = MODELS[model].batches_per_update
+        yield from _check_gpu_memory(
+            "train", system, estimate_training_bytes(model), f"{model} needs about",
+            "end other programs on the GPU, or halve max_tokens and double "
+            f"batches_per_update (now {batches} in the beam-aware run)",
+        )  # fmt: skip
+        yield _check_disk(
+            "train", system, estimate_checkpoint_bytes(model),
             f"for the checkpoints of one run of {model}",
         )  # fmt: skip
-    shared = machine.shared_memory
+    shared = system.shared_memory
     if shared is not None:
-        yield _finding(
+        yield _judge(
             "train", shared >= _SHARED_MEMORY,
             f"shared memory: {_gib(shared)} free in /dev/shm, {_gib(_SHARED_MEMORY)} "
             "is enough",
-            "in a container give --shm-size=8g, or train with num_workers=0",
+            "in a container pass --shm-size=8g, or train with num_workers=0",
             otherwise="warning",
         )  # fmt: skip
 
 
-def _gpus(machine: Machine) -> Iterator[Finding]:
-    torch = machine.torch
-    if machine.driver_error:
+def _check_gpus(system: System) -> Iterator[Finding]:
+    if system.driver_error:
         yield Finding(
-            "train", "problem", f"nvidia-smi fails: {machine.driver_error}",
-            "install the NVIDIA driver anew, or restart the machine after an update",
+            "train", "problem", f"nvidia-smi fails: {system.driver_error}",
+            "reinstall the NVIDIA driver, or restart the machine after an update",
         )  # fmt: skip
-        return
-    if not machine.gpus:
+    elif not system.gpus:
         yield Finding(
             "train", "warning", "no NVIDIA GPU: only --smoke and small corpora",
-            "use a machine with a GPU; in a container give --gpus all",
+            "use a machine with a GPU; in a container pass --gpus all",
         )  # fmt: skip
-        return
-    for gpu in machine.gpus:
+    for gpu in system.gpus:
         yield Finding("train", "ok", f"{gpu.name}, {_gib(gpu.memory << 20)}")
-    if torch is None:
-        return
-    yield from _driver(machine)
-    if torch.cuda:
-        yield from _architectures(machine)
-        if not torch.sees_gpu:
-            yield Finding(
-                "train", "problem", "torch sees no GPU though nvidia-smi does",
-                "look at CUDA_VISIBLE_DEVICES; in a container give --gpus all",
-            )  # fmt: skip
+    if system.gpus and system.torch is not None:
+        yield from _check_torch(system, system.torch)
 
 
-def _driver(machine: Machine) -> Iterator[Finding]:
-    """A driver runs what was built for its own major version of CUDA or an older."""
-    assert machine.torch is not None
-    built, newest = machine.torch.cuda, machine.driver_cuda
-    if built is None:
+def _check_torch(system: System, torch: Torch) -> Iterator[Finding]:
+    newest = system.driver_cuda
+    if torch.cuda is None:
         yield Finding(
             "train", "problem", "torch is built for the CPU only, but there is a GPU",
             f"install the build of torch for CUDA {newest or 'of the driver'} into the "
             "environment (pytorch.org, Get Started)",
         )  # fmt: skip
-    elif newest is not None:
-        yield _finding(
-            "train", int(built.split(".")[0]) <= int(newest.split(".")[0]),
-            f"driver {machine.driver} runs CUDA up to {newest}, torch wants {built}",
+        return
+    if newest is not None:  # a driver runs builds for its major version and older ones
+        yield _judge(
+            "train", int(torch.cuda.split(".")[0]) <= int(newest.split(".")[0]),
+            f"driver {system.driver} runs CUDA up to {newest}, torch needs "
+            f"{torch.cuda}",
             f"update the driver, or install a build of torch for CUDA {newest}",
         )  # fmt: skip
-
-
-def _architectures(machine: Machine) -> Iterator[Finding]:
-    assert machine.torch is not None
-    numbers = [
-        int(name.split("_")[1].rstrip("af"))
-        for name in machine.torch.architectures
-        if name.startswith("sm_")
-    ]
-    for gpu in machine.gpus:
+    names = [name for name in torch.architectures if name.startswith("sm_")]
+    oldest = min((int(name[3:].rstrip("af")) for name in names), default=0)
+    for gpu in system.gpus:
         major, minor = gpu.capability
-        if numbers and 10 * major + minor < min(numbers):
+        if 10 * major + minor < oldest:
             yield Finding(
                 "train", "problem",
-                f"torch {machine.torch.version} is not built for {gpu.name} "
-                f"(compute capability {major}.{minor})",
+                f"torch {torch.version} is not built for {gpu.name} (compute "
+                f"capability {major}.{minor})",
                 "install an older torch or use a newer GPU",
             )  # fmt: skip
         elif major < 8:
@@ -305,48 +251,55 @@ def _architectures(machine: Machine) -> Iterator[Finding]:
                 "train", "warning", f"{gpu.name} has no bfloat16",
                 "train with bf16=null fp16=true",
             )  # fmt: skip
-
-
-def _gpu_memory(machine: Machine, model: str, needed: int) -> Finding:
-    free = min(gpu.free_memory for gpu in machine.gpus) << 20
-    batches = MODELS[model].batches_per_update
-    return _finding(
-        "train", free >= needed,
-        f"GPU memory: {_gib(free)} free, {model} needs about {_gib(needed)} (estimate)",
-        "end other programs on the GPU, or halve max_tokens and double "
-        f"batches_per_update (now {batches} in the beam run)",
-        otherwise="warning",
-    )  # fmt: skip
-
-
-def _evaluate(machine: Machine, model: str | None) -> Iterator[Finding]:
-    missing = {"sacrebleu", "sentencepiece"} - machine.packages.keys()
-    for name in sorted(missing):
-        yield Finding("evaluate", "problem", f"{name} is not installed", _SETUP)
-    if not missing:
-        version = machine.packages["sacrebleu"]
-        yield Finding("evaluate", "ok", f"sacrebleu {version}: in every signature")
-    if model is not None and machine.gpus:
-        free = min(gpu.free_memory for gpu in machine.gpus) << 20
-        yield _finding(
-            "evaluate", free >= CACHE_OF_EVALUATION,
-            f"GPU memory: {_gib(free)} free, {_gib(CACHE_OF_EVALUATION)} is enough",
-            "translate with --max-tokens 1000", otherwise="warning",
+    if not torch.sees_gpu:
+        yield Finding(
+            "train", "problem", "torch sees no GPU, but nvidia-smi does",
+            "check CUDA_VISIBLE_DEVICES; in a container pass --gpus all",
         )  # fmt: skip
 
 
-def _enough_disk(stage: str, free: int, needed: int, why: str) -> Finding:
-    return _finding(
-        stage, free >= needed,
-        f"disk: {_gib(free)} free, about {_gib(needed)} needed {why} (estimate)",
-        "free some space, or give a folder on another disk with --out",
+def _check_evaluate(system: System, model: str | None) -> Iterator[Finding]:
+    for name in ("sacrebleu", "sentencepiece"):
+        if name not in system.packages:
+            message = f"{name} is not installed"
+            yield Finding("evaluate", "problem", message, _RUN_SETUP)
+    version = system.packages.get("sacrebleu")
+    if version:
+        yield Finding("evaluate", "ok", f"sacrebleu {version}")
+    if model is not None:
+        yield from _check_gpu_memory(
+            "evaluate", system, _EVALUATION, "evaluation needs about",
+            "translate with --max-tokens 1000",
+        )  # fmt: skip
+
+
+def _check_gpu_memory(
+    stage: str, system: System, needed: int, purpose: str, fix: str
+) -> Iterator[Finding]:
+    if system.gpus:
+        free = min(gpu.free_memory for gpu in system.gpus) << 20
+        yield _judge(
+            stage, free >= needed,
+            f"GPU memory: {_gib(free)} free, {purpose} {_gib(needed)} (estimate)",
+            fix, otherwise="warning",
+        )  # fmt: skip
+
+
+def _check_disk(stage: str, system: System, needed: int, purpose: str) -> Finding:
+    return _judge(
+        stage, system.disk >= needed,
+        f"disk: {_gib(system.disk)} free, about {_gib(needed)} needed {purpose} "
+        "(estimate)",
+        "free some space, or pass a folder on another disk with --out",
     )  # fmt: skip
 
 
-def _finding(
-    stage: str, good: bool, what: str, mend: str, *, otherwise: str = "problem"
+def _judge(
+    stage: str, good: bool, message: str, fix: str, *, otherwise: str = "problem"
 ) -> Finding:
-    return Finding(stage, "ok", what) if good else Finding(stage, otherwise, what, mend)
+    if good:
+        return Finding(stage, "ok", message)
+    return Finding(stage, otherwise, message, fix)
 
 
 def _gib(count: int) -> str:

@@ -47,7 +47,7 @@ def test_losses_logs_and_gradients_stay_finite(
 
 
 def draw_batch(task: Any, rng: random.Random, number: int) -> Any:
-    """Return an ordinary or an extreme batch; each 25th has a sentence of 500 tokens."""
+    """Return an ordinary or an extreme batch; each 25th has one of 500 tokens."""
     words = task.target_dictionary
 
     def sentence(length: int, word: int | None = None) -> torch.Tensor:
