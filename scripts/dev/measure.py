@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple, Sequence
 
 import psutil
-import torch
 from results_tables import RESULTS
 
 __all__ = [
@@ -65,8 +64,11 @@ def create_parser(description: str | None, file: str) -> argparse.ArgumentParser
 
 def describe_machine(*, threads: int = 1, device: str = "cpu") -> dict[str, Any]:
     """Return the columns that tell where rows were measured."""
-    name = torch.cuda.get_device_name(device) if device != "cpu" else device
-    return {"threads": threads, "device": name, "torch": version("torch"),
+    if device != "cpu":
+        import torch
+
+        device = torch.cuda.get_device_name(device)
+    return {"threads": threads, "device": device, "torch": version("torch"),
             "load": os.getloadavg()[0]}  # fmt: skip
 
 
@@ -103,6 +105,8 @@ def compare_in_turns(
 
 def time_calls(job: Job, repeat: int, clock: Clock = time.perf_counter) -> float:
     """Return the seconds per call of ``repeat`` calls, with the GPU's work."""
+    import torch  # not for commands, which would count its import as theirs
+
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = clock()
@@ -120,6 +124,8 @@ def measure_peak(job: Job, *, device: str = "cpu") -> int:
     allocator kept does not count.
     """
     if device != "cpu":
+        import torch
+
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         job()
