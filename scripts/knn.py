@@ -1,16 +1,15 @@
-"""Train features for k nearest neighbours through SOFT top-k, and compare.
+"""Train features for k nearest neighbors through SOFT top-k, and compare methods.
 
-    python scripts/knn.py                       # scikit-learn's digits, a few minutes
+    python scripts/knn.py                       # digits of scikit-learn, some minutes
     python scripts/knn.py --mnist FOLDER        # four IDX files, plain or .gz
-    python scripts/knn.py --cifar10 FOLDER --device cuda    # python batches
+    python scripts/knn.py --cifar10 FOLDER --device cuda    # Python batches
     python scripts/knn.py --on valid --methods soft --seeds 9 epsilons.soft=3
 
-All methods get the same network, images and number of updates; the settings are those
-of configs/knn, or of --config, and key=value changes them. Trainings are kept under
---runs: what is done is not done again, and what was stopped goes on. The results go to
---results as JSON (docs/knn.md gets the table of the digits), and --picture FILE draws
-them. To choose settings use --on valid, which holds out a part of the training images
-and leaves the test images alone.
+All methods have the same network, images and number of updates. The settings are those
+of configs/knn or of --config, with changes as key=value. Finished trainings are kept
+under --runs and skipped, and interrupted ones are resumed. The accuracies are printed
+and written to --results as JSON. Choose settings with --on valid, which holds out some
+of the training images as test images.
 """
 
 from __future__ import annotations
@@ -26,79 +25,64 @@ environment.ensure()
 
 import torch
 
-from fairseq_plugins.knn.data import Split, cifar10, digits, mnist
+from fairseq_plugins.knn.data import cifar10, digits, mnist
 from fairseq_plugins.knn.study import (
     Study,
+    check_drawing_packages,
     draw,
+    format_summary,
     hold_out,
-    markdown,
-    plain,
-    require,
 )
-from fairseq_plugins.knn.training import METHODS, Settings, change, read_settings
+from fairseq_plugins.knn.training import METHODS, Settings, change_settings
 from fairseq_plugins.utils.errors import UserError, run_command_line
-from fairseq_plugins.utils.files import write_between, write_json
+from fairseq_plugins.utils.files import write_json
+from fairseq_plugins.utils.typed_yaml import read_dataclass
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "knn"
-PAGE = ROOT / "docs" / "knn.md"
+CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "knn"
 
 
 def main() -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("fairseq_plugins").setLevel(logging.INFO)
-    options = _parse()
-    device = _device(options.device)
-    if options.picture:
-        require()
-    data = "mnist" if options.mnist else "cifar10" if options.cifar10 else "digits"
-    settings = _settings(options, data)
-    splits = _splits(options, data)
+    arguments = _parse()
+    try:
+        torch.empty(1, device=arguments.device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"`--device {arguments.device}` cannot be used: {reason}."
+        ) from None
+    if arguments.picture:
+        check_drawing_packages()
+    if arguments.mnist:
+        data, splits = "mnist", mnist(arguments.mnist)
+    elif arguments.cifar10:
+        data, splits = "cifar10", cifar10(arguments.cifar10)
+    else:
+        data, splits = "digits", digits()
+    path = arguments.config or CONFIGS / f"{data}.yaml"
+    settings = change_settings(read_dataclass(path, Settings), arguments.changes)
+    if settings.data != data:
+        raise UserError(
+            f"`data` of `{path}` must be `{data}`, the given images, but is "
+            f"`{settings.data}`."
+        )
     study = Study(
         settings,
-        hold_out(splits) if options.on == "valid" else splits,
-        methods=options.methods,
-        seeds=options.seeds,
-        folder=options.runs,
-        device=device,
+        hold_out(splits) if arguments.on == "valid" else splits,
+        methods=arguments.methods,
+        seeds=arguments.seeds,
+        folder=arguments.runs,
+        device=arguments.device,
     )
     study.run()
     summary = study.summary()
-    name = data if options.on == "test" else f"{data}_valid"
-    write_json(options.results / f"{name}.json", {"on": options.on, **summary})
-    if options.picture:
-        draw(study, summary, options.picture)
-    if options.on == "test" and options.results == RESULTS and data == "digits":
-        write_between(PAGE, "digits", markdown(summary))
-    print(plain(summary))
-
-
-def _settings(options: argparse.Namespace, data: str) -> Settings:
-    path = options.config or ROOT / "configs" / "knn" / f"{data}.yaml"
-    settings = change(read_settings(path), options.changes)
-    if settings.data != data:
-        raise UserError(
-            f"`data` of {path} must be `{data}`, the images given, "
-            f"but is `{settings.data}`."
-        )
-    return settings
-
-
-def _splits(options: argparse.Namespace, data: str) -> list[Split]:
-    if data == "mnist":
-        return mnist(options.mnist)
-    if data == "cifar10":
-        return cifar10(options.cifar10)
-    return digits()
-
-
-def _device(name: str) -> str:
-    try:
-        torch.empty(1, device=name)
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"`--device {name}` cannot be used: {reason}.") from None
-    return name
+    name = data if arguments.on == "test" else f"{data}_valid"
+    results = arguments.results or arguments.runs
+    write_json(results / f"{name}.json", {"on": arguments.on, **summary})
+    if arguments.picture:
+        draw(study, summary, arguments.picture)
+    print(format_summary(summary))
 
 
 def _parse() -> argparse.Namespace:
@@ -111,13 +95,19 @@ def _parse() -> argparse.Namespace:
     data.add_argument("--cifar10", type=Path, metavar="FOLDER")
     add("changes", nargs="*", metavar="KEY=VALUE", help="changes of the settings")
     add("--config", type=Path, metavar="FILE", help="default: configs/knn/DATA.yaml")
-    add("--methods", nargs="+", choices=list(METHODS), default=list(METHODS),
-        metavar="METHOD", help=f"of {', '.join(METHODS)} (default: all)")  # fmt: skip
+    add(
+        "--methods",
+        nargs="+",
+        choices=list(METHODS),
+        default=list(METHODS),
+        metavar="METHOD",
+        help=f"of {', '.join(METHODS)} (default: all)",
+    )
     add("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N")
     add("--on", choices=("test", "valid"), default="test")
     add("--runs", type=Path, default=Path("runs/knn"), metavar="FOLDER")
-    add("--results", type=Path, default=RESULTS, metavar="FOLDER")
-    add("--picture", type=Path, metavar="FILE", help="a PNG; needs matplotlib")
+    add("--results", type=Path, metavar="FOLDER", help="default: that of --runs")
+    add("--picture", type=Path, metavar="FILE", help="PNG file; needs matplotlib")
     add("--device", default="cpu")
     return parser.parse_args()
 

@@ -1,14 +1,14 @@
-"""Let a trained model look up its training data while it translates (kNN-MT).
+"""Let a trained model look up its training data during translation (kNN-MT).
 
     python scripts/knn_mt.py RUN [--subset test test1] [--systems soft] [--beam 5]
 
 RUN is a folder written by scripts/train.py. The decoder states of all training tokens
-become a datastore; at each step of the search the nearest of them vote for the next
-token, and the votes are mixed with the model's probabilities. How many vote, how much
-nearness counts and how much the vote counts is learnt through SOFT top-k on the
-validation set. Printed: BLEU and chrF, and p of a paired randomisation test against
-the model alone. What is done already is not done again. It
-searches with faiss, or with scikit-learn (exactly) where faiss is not installed.
+become a datastore. At each step of the search the nearest neighbors vote for the next
+token, and their votes are mixed with the model's probabilities. The number of
+neighbors, their weights and the weight of their votes are learned through SOFT top-k
+on the validation set. The output is BLEU, chrF and p of a paired randomization test
+against the model alone. Finished steps are kept in --out and skipped. The search uses
+faiss or, if that is not installed, scikit-learn.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
         PreparedCorpus.load(Path(run.read_config()["data"])),
         arguments.out or arguments.run / "knn_mt",
         Options(
-            num_neighbours=arguments.neighbours,
+            num_neighbors=arguments.neighbors,
             probes=arguments.probes,
             updates=arguments.updates,
             seed=arguments.seed,
@@ -79,24 +79,52 @@ def _parse() -> argparse.Namespace:
     defaults = Options()
     add = parser.add_argument
     add("run", type=Path, metavar="RUN")
-    add("--checkpoint", default="best", metavar="WHICH",
-        help="best, last or a path (default: best)")  # fmt: skip
+    add(
+        "--checkpoint",
+        default="best",
+        metavar="WHICH",
+        help="best, last or a path (default: best)",
+    )
     add("--subset", nargs="+", default=["test"], metavar="NAME")
-    add("--systems", nargs="+", choices=list(SYSTEMS), default=["soft"],
+    add(
+        "--systems",
+        nargs="+",
+        choices=list(SYSTEMS),
+        default=["soft"],
         metavar="SYSTEM",
-        help=f"of {', '.join(SYSTEMS)} (default: soft)")  # fmt: skip
+        help=f"of {', '.join(SYSTEMS)} (default: soft)",
+    )
     add("--beam", type=at_least(1), default=5, metavar="K")
-    add("--neighbours", type=int, default=defaults.num_neighbours,
+    add(
+        "--neighbors",
+        "--neighbours",
+        type=int,
+        default=defaults.num_neighbors,
         metavar="N",
-        help=f"looked up each step (default: {defaults.num_neighbours})")  # fmt: skip
-    add("--probes", type=int, default=defaults.probes, metavar="P",
-        help="cells an approximate index looks into (default: 0, exact)")  # fmt: skip
-    add("--updates", type=int, default=defaults.updates, metavar="N",
-        help=f"of learning the weights (default: {defaults.updates})")  # fmt: skip
+        help=f"retrieved at each step (default: {defaults.num_neighbors})",
+    )
+    add(
+        "--probes",
+        type=int,
+        default=defaults.probes,
+        metavar="P",
+        help="clusters that an approximate index searches (default: 0, exact search)",
+    )
+    add(
+        "--updates",
+        type=int,
+        default=defaults.updates,
+        metavar="N",
+        help=f"updates of learning the weights (default: {defaults.updates})",
+    )
     add("--seed", type=int, default=defaults.seed)
-    add("--out", type=Path, metavar="FOLDER",
-        help="for what is kept (default: RUN/knn_mt)")  # fmt: skip
-    add("--json", type=Path, metavar="FILE", help="write the rows here, too")
+    add(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="for datastore, weights and translations (default: RUN/knn_mt)",
+    )
+    add("--json", type=Path, metavar="FILE", help="also write the rows to this file")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""The study of kNN classification: settings, intervals, resuming, command line."""
+"""The study of kNN classification: intervals, skipped trainings, the command line."""
 
 from __future__ import annotations
 
@@ -12,67 +12,28 @@ import numpy
 import pytest
 import torch
 from conftest import ROOT
-from test_knn_images import idx
+from test_knn_data import idx
+from test_knn_training import separable_images, tiny_settings
 
 from fairseq_plugins.knn import training
-from fairseq_plugins.knn.data import Images, Split
+from fairseq_plugins.knn.data import Split
 from fairseq_plugins.knn.study import (
     Study,
     accuracy_interval,
     hold_out,
     paired_difference,
 )
-from fairseq_plugins.knn.training import METHODS, change, read_settings
-from fairseq_plugins.utils.errors import UserError
-
-CONFIGS = sorted((ROOT / "configs" / "knn").glob("*.yaml"))
+from fairseq_plugins.knn.training import METHODS
 
 
 @pytest.fixture
 def settings():
-    digits = read_settings(ROOT / "configs" / "knn" / "digits.yaml")
-    return dataclasses.replace(digits, updates=6, queries=8, references=12, k=3)
+    return tiny_settings()
 
 
 @pytest.fixture
 def images():
-    generator = torch.Generator().manual_seed(3)
-    labels = torch.arange(40) % 10
-    pixels = torch.rand(40, 1, 8, 8, generator=generator)
-    pixels[torch.arange(40), 0, labels % 8, labels % 5] = 3.0
-    return Images(pixels, labels)
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_first_line_of_a_config_is_the_command_that_runs_it(path):
-    assert read_settings(path).data == path.stem
-    first = path.read_text().splitlines()[0]
-    start = "# .venv/bin/python scripts/knn.py --config configs/knn/"
-    assert first.startswith(f"{start}{path.name}")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (["k=100"], "`k` must be less than `references` .100., but is 100"),
-        (["network=vgg"], "`network` must be one of tiny, small, resnet18"),
-        (["epsilons.soft=0"], "`soft` must be a positive number, but is 0"),
-        (["epsilons.sofd=1"], "unknown key `sofd` in `epsilons`. Did you mean `soft`"),
-        (["updates"], "a change must be `key=value`, but is `updates`"),
-        (["unit_length=2"], "`unit_length` must be `true` or `false`, but is `2`"),
-        (["lr=fast"], "`lr` must be a number, but is `fast`"),
-    ],
-)
-def test_a_wrong_setting_is_named(changes, message):
-    settings = read_settings(ROOT / "configs" / "knn" / "digits.yaml")
-    with pytest.raises(UserError, match=message):
-        change(settings, changes)
-
-
-def test_changes_take_numbers_as_people_write_them():
-    settings = read_settings(ROOT / "configs" / "knn" / "digits.yaml")
-    changed = change(settings, ["lr=1e-4", "epsilons.hard=7", "unit_length=true"])
-    assert (changed.lr, changed.epsilons.hard, changed.unit_length) == (1e-4, 7, True)
+    return separable_images()
 
 
 def test_wilsons_interval_has_its_published_value():
@@ -84,12 +45,12 @@ def test_wilsons_interval_has_its_published_value():
     assert value == pytest.approx(81 / 263)
 
 
-def test_seeds_that_answer_alike_do_not_make_an_accuracy_surer():
+def test_seeds_with_equal_answers_do_not_narrow_the_interval():
     one = numpy.array([[1, 1, 1, 0, 1]])
     assert accuracy_interval(one) == accuracy_interval(one.repeat(3, axis=0))
 
 
-def test_a_paired_interval_covers_as_often_as_it_says():
+def test_a_paired_interval_has_its_nominal_coverage():
     rng = numpy.random.default_rng(8)
     covered = 0
     for _ in range(200):
@@ -104,66 +65,8 @@ def test_a_paired_interval_covers_as_often_as_it_says():
     assert 180 <= covered <= 199  # 190 expected, standard deviation 3
 
 
-def test_methods_see_the_same_batches_and_references_are_no_queries(images, settings):
-    batch = training.draw(images, settings, seed=1, update=4)
-    again = training.draw(images, settings, seed=1, update=4)
-    other = training.draw(images, settings, seed=1, update=5)
-    assert torch.equal(batch.pixels, again.pixels)
-    assert not torch.equal(batch.pixels, other.pixels)
-    still = dataclasses.replace(settings, shift=0)
-    drawn = training.draw(images, still, seed=1, update=4).pixels.flatten(1)
-    assert len(drawn.unique(dim=0)) == settings.queries + settings.references
-
-
-def test_moved_and_mirrored_images_are_pieces_of_the_padded_ones(images, settings):
-    moving = dataclasses.replace(settings, shift=2, mirror=True)
-    still = dataclasses.replace(settings, shift=0)
-    moved = training.draw(images, moving, seed=2, update=0).pixels
-    originals = training.draw(images, still, seed=2, update=0).pixels
-    turned = 0
-    for got, original in zip(moved, originals):
-        found = set()
-        for name, image in (("plain", original), ("turned", original.flip(-1))):
-            padded = torch.nn.functional.pad(image, [2] * 4)
-            for row in range(5):
-                for column in range(5):
-                    piece = padded[:, row : row + 8, column : column + 8]
-                    if torch.equal(got, piece):
-                        found.add(name)
-        assert len(found) == 1
-        turned += found == {"turned"}
-    assert 0 < turned < len(moved)
-
-
-def test_a_stopped_training_ends_like_one_that_was_not(
-    images, settings, tmp_path, monkeypatch
-):
-    def run(name):
-        return training.train(
-            "soft", images, settings,
-            seed=1, checkpoint=tmp_path / name, title="test",
-        ).state_dict()  # fmt: skip
-
-    whole = run("whole.pt")
-    monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    draw = training.draw
-
-    def stop_at_four(*args, update, **kwargs):
-        if update == 4:
-            raise KeyboardInterrupt
-        return draw(*args, update=update, **kwargs)
-
-    monkeypatch.setattr(training, "draw", stop_at_four)
-    with pytest.raises(KeyboardInterrupt):
-        run("stopped.pt")
-    monkeypatch.setattr(training, "draw", draw)
-    resumed = run("stopped.pt")
-    for name, value in whole.items():
-        torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
-
-
-def test_what_is_done_is_not_done_again(images, settings, tmp_path, monkeypatch):
-    splits = [Split(images, images.take(slice(10)))]
+def test_finished_trainings_are_skipped(images, settings, tmp_path, monkeypatch):
+    splits = [Split(images, images.select(slice(10)))]
     options = {"methods": ["raw", "soft"], "folder": tmp_path}
     first = Study(settings, splits, seeds=[1], **options)
     first.run()
@@ -183,7 +86,7 @@ def test_what_is_done_is_not_done_again(images, settings, tmp_path, monkeypatch)
 
 
 def test_held_out_images_come_from_the_training_images_only(images):
-    test = images.take(slice(5))
+    test = images.select(slice(5))
     (part,) = hold_out([Split(images, test)])
     assert len(part.train.labels) == 32 and len(part.test.labels) == 8
     joined = torch.cat([part.train.pixels, part.test.pixels])
@@ -195,7 +98,7 @@ def knn(*args: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=200)
 
 
-def test_the_command_trains_on_idx_files_and_writes_everything(tmp_path):
+def test_the_command_trains_on_idx_files_and_writes_its_results(tmp_path):
     rng = numpy.random.default_rng(6)
     labels = numpy.arange(60) % 3
     pixels = rng.integers(0, 60, (60, 8, 8))

@@ -1,4 +1,4 @@
-"""Labelled images: digits from scikit-learn, MNIST and CIFAR-10 from local files."""
+"""Labeled images: digits from scikit-learn, MNIST and CIFAR-10 from local files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from fairseq_plugins.utils.errors import UserError
 
-__all__ = ["Images", "Split", "cifar10", "digits", "mnist"]
+__all__ = ["NUM_CLASSES", "Images", "Split", "cifar10", "digits", "mnist"]
 
 NUM_CLASSES = 10
-IDX_BYTES = 0x08  # type code of unsigned bytes
-CIFAR_SHAPE = (3, 32, 32)
+_UNSIGNED_BYTES = 0x08  # type code of an IDX file
+_CIFAR_SHAPE = (3, 32, 32)
 
 
 class Images(NamedTuple):
@@ -28,24 +28,22 @@ class Images(NamedTuple):
     pixels: Tensor
     labels: Tensor
 
-    def take(self, rows: Tensor | slice) -> Images:
-        """Return some of the images."""
+    def select(self, rows: Tensor | slice) -> Images:
         return Images(self.pixels[rows], self.labels[rows])
 
 
 class Split(NamedTuple):
-    """Images to train on (and to look for neighbours in) and images to classify."""
+    """Training images, which are also the neighbors in prediction, and test images."""
 
     train: Images
     test: Images
 
 
 def digits() -> list[Split]:
-    """Return scikit-learn's 1,797 handwritten digits, 8 x 8, as two splits.
+    """Return the 1,797 handwritten digits of scikit-learn, 8 x 8, as two splits.
 
-    The file is in the order of writing, and a writer's digits follow each other. The
-    halves therefore have different writers, but for one at most. Each half is the test
-    set once.
+    Each half of the data is the test set once. The data are in the order of writing,
+    so that the halves have different writers, except perhaps one.
 
     Raises:
         UserError: scikit-learn is not installed.
@@ -61,12 +59,12 @@ def digits() -> list[Split]:
     pixels = torch.from_numpy(content.images).float().unsqueeze(1) / 16
     images = Images(pixels, torch.from_numpy(content.target).long())
     half = len(pixels) // 2
-    first, second = images.take(slice(half)), images.take(slice(half, None))
+    first, second = images.select(slice(half)), images.select(slice(half, None))
     return [Split(first, second), Split(second, first)]
 
 
 def mnist(folder: Path) -> list[Split]:
-    """Read the four IDX files of MNIST (or of a set of the same form), plain or .gz.
+    """Read the four IDX files of MNIST or of a data set of the same form, plain or .gz.
 
     Raises:
         UserError: a file is missing, damaged or of another form.
@@ -75,19 +73,21 @@ def mnist(folder: Path) -> list[Split]:
     for stem in ("train", "t10k"):
         pixels = _read_idx(folder, f"{stem}-images", dimensions=3)
         labels = _read_idx(folder, f"{stem}-labels", dimensions=1)
-        parts.append(_images(pixels[:, None], labels, f"{folder}/{stem}-*"))
+        parts.append(_to_images(pixels[:, None], labels, f"{folder}/{stem}-*"))
     if parts[0].pixels.shape[1:] != parts[1].pixels.shape[1:]:
-        raise UserError(f"images for training and test in `{folder}` differ in size.")
+        raise UserError(
+            f"training and test images in `{folder}` must have the same size."
+        )
     return [Split(*parts)]
 
 
 def cifar10(folder: Path) -> list[Split]:
-    """Read CIFAR-10's python batches, ``data_batch_1`` to ``_5`` and ``test_batch``.
+    """Read the Python batches of CIFAR-10, ``data_batch_1`` to ``_5``, ``test_batch``.
 
-    They are pickles; only arrays are taken from them, and nothing in them is run.
+    The batches are pickles. Only arrays are read from them; no code in them runs.
 
     Raises:
-        UserError: a file is missing, damaged or holds something else.
+        UserError: a file is missing, damaged or has other content.
     """
     batches = [_read_cifar(folder / f"data_batch_{i}") for i in range(1, 6)]
     train = Images(*(torch.cat(part) for part in zip(*batches)))
@@ -95,41 +95,31 @@ def cifar10(folder: Path) -> list[Split]:
 
 
 def _read_idx(folder: Path, stem: str, *, dimensions: int) -> numpy.ndarray:
-    path, content = _read_first(
-        [
-            folder / f"{stem}{separator}idx{dimensions}-ubyte{end}"
-            for separator in "-."
-            for end in ("", ".gz")
-        ]
-    )
+    names = [f"{stem}{separator}idx{dimensions}-ubyte" for separator in "-."]
+    paths = [folder / f"{name}{end}" for name in names for end in ("", ".gz")]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise UserError(f"`{paths[0]}` does not exist, with or without .gz.")
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+            content = stream.read()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"`{path}` is a damaged archive: {error}.") from None
     start = 4 + 4 * dimensions
-    expected = bytes([0, 0, IDX_BYTES, dimensions])
+    expected = bytes([0, 0, _UNSIGNED_BYTES, dimensions])
     if content[:4] != expected or len(content) < start:
         raise UserError(
-            f"`{path}` must be an IDX file of bytes in {dimensions} dimension(s), and "
+            f"`{path}` must be an IDX file of bytes in {dimensions} dimension(s) and "
             f"begin with {expected.hex()}, but begins with {content[:4].hex()}."
         )
     shape = struct.unpack(f">{dimensions}I", content[4:start])
     size = int(numpy.prod(shape, dtype=object))
     if len(content) != start + size:
         raise UserError(
-            f"`{path}` must have {size:,} bytes after its head, for the shape {shape}, "
-            f"but has {len(content) - start:,}: it is cut off or damaged."
+            f"`{path}` must have {size:,} bytes after its header, for the shape "
+            f"{shape}, but has {len(content) - start:,}: it is truncated or damaged."
         )
     return numpy.frombuffer(content, numpy.uint8, offset=start).reshape(shape)
-
-
-def _read_first(paths: list[Path]) -> tuple[Path, bytes]:
-    """Return the first path that exists and what it holds, unpacked."""
-    for path in paths:
-        if path.is_file():
-            try:
-                opener = gzip.open if path.suffix == ".gz" else open
-                with opener(path, "rb") as stream:
-                    return path, stream.read()
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise UserError(f"`{path}` is a damaged archive: {error}.") from None
-    raise UserError(f"`{paths[0]}` does not exist (nor with .gz).")
 
 
 def _read_cifar(path: Path) -> Images:
@@ -137,34 +127,32 @@ def _read_cifar(path: Path) -> Images:
         raise UserError(f"`{path}` does not exist.")
     try:
         with open(path, "rb") as stream:
-            content = _ArraysOnly(stream, encoding="bytes").load()
+            content = _ArrayUnpickler(stream, encoding="bytes").load()
         data, labels = content[b"data"], numpy.asarray(content[b"labels"])
-    except UserError:
-        raise
-    except Exception as error:  # a pickle can fail in any way
+    except Exception as error:  # a damaged pickle can raise any error
         raise UserError(
-            f"`{path}` must be a python batch of CIFAR-10, with `data` and `labels`, "
-            f"but reading it gave {type(error).__name__}: {error}."
+            f"`{path}` must be a Python batch of CIFAR-10, with `data` and `labels`, "
+            f"but reading it raised {type(error).__name__}: {error}."
         ) from None
-    width = int(numpy.prod(CIFAR_SHAPE))
+    width = int(numpy.prod(_CIFAR_SHAPE))
     shape = getattr(data, "shape", None)
     if getattr(data, "dtype", None) != numpy.uint8 or shape != (len(labels), width):
         raise UserError(
             f"`data` of `{path}` must be {len(labels)} x {width} bytes, "
             f"but has shape {shape}."
         )
-    return _images(data.reshape(-1, *CIFAR_SHAPE), labels, str(path))
+    return _to_images(data.reshape(-1, *_CIFAR_SHAPE), labels, str(path))
 
 
-def _images(pixels: numpy.ndarray, labels: numpy.ndarray, where: str) -> Images:
+def _to_images(pixels: numpy.ndarray, labels: numpy.ndarray, name: str) -> Images:
     if len(pixels) != len(labels) or not len(labels):
         raise UserError(
-            f"`{where}` must have one label for each image and not none, but has "
+            f"`{name}` must have images and one label for each, but has "
             f"{len(pixels):,} images and {len(labels):,} labels."
         )
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= NUM_CLASSES:
         raise UserError(
-            f"labels of `{where}` must be from 0 to {NUM_CLASSES - 1}, but are "
+            f"labels of `{name}` must be from 0 to {NUM_CLASSES - 1}, but are "
             f"{labels.dtype} from {labels.min()} to {labels.max()}."
         )
     return Images(
@@ -173,20 +161,16 @@ def _images(pixels: numpy.ndarray, labels: numpy.ndarray, where: str) -> Images:
     )
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """A pickle may name any function to be called; this knows what arrays need."""
+class _ArrayUnpickler(pickle.Unpickler):
+    """A pickle can call any function by its name; this class allows arrays only."""
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = {
             "_reconstruct": numpy.empty(0).__reduce__()[0],
             "ndarray": numpy.ndarray,
             "dtype": numpy.dtype,
-            "encode": _encode,
+            "encode": str.encode,
         }
         if module.partition(".")[0] in ("numpy", "_codecs") and name in allowed:
             return allowed[name]
         raise pickle.UnpicklingError(f"it names {module}.{name}, which is no array")
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    return text.encode(encoding)

@@ -1,11 +1,4 @@
-"""How sure an accuracy, and a difference of two accuracies on the same images, is.
-
-All methods, seeds and splits, each done once; accuracies with intervals.
-
-The summary of a study as a table, for a terminal and for a page.
-
-One picture of a study: accuracies with intervals, and features in two dimensions.
-"""
+"""Compare methods of kNN classification: trainings, accuracies, table and picture."""
 
 from __future__ import annotations
 
@@ -16,37 +9,35 @@ import logging
 import math
 import time
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, NamedTuple, Sequence
 
 import numpy
 import torch
-from torch import Tensor
 
 from fairseq_plugins.evaluation.table import format_table
-from fairseq_plugins.knn.data import NUM_CLASSES, Images, Split
+from fairseq_plugins.knn.data import NUM_CLASSES, Split
 from fairseq_plugins.knn.training import METHODS, Settings, embed, train
 from fairseq_plugins.operators import knn_predict
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import read_json, write_atomically, write_json
 
 __all__ = [
-    "Cell",
     "Interval",
     "Study",
     "accuracy_interval",
+    "check_drawing_packages",
     "draw",
+    "format_summary",
     "hold_out",
-    "markdown",
     "paired_difference",
-    "plain",
-    "require",
 ]
 
 logger = logging.getLogger(__name__)
 
-Z = 1.959964  # 95 % of a normal distribution
 RESAMPLES = 10_000
 SEED = 12345
+PICTURED_IMAGES = 1000  # test images whose features are kept for the picture
+PICTURED_METHODS = ("raw", "ce", "soft")
 
 
 class Interval(NamedTuple):
@@ -60,38 +51,46 @@ class Interval(NamedTuple):
 def accuracy_interval(correct: numpy.ndarray) -> Interval:
     """Return the mean accuracy over seeds with Wilson's score interval.
 
-    All seeds classify the same images, so their answers count as one per image, which
-    makes the interval rather too wide than too narrow.
+    All seeds classify the same images. Therefore their answers count as one answer per
+    image, and the interval is rather too wide than too narrow.
 
     Args:
         correct: 0 or 1, shape (seeds, images).
     """
-    n, share = correct.shape[1], float(correct.mean())
-    centre = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    spread = share * (1 - share) / n + Z * Z / (4 * n * n)
-    half = Z * math.sqrt(spread) / (1 + Z * Z / n)
-    return Interval(share, centre - half, centre + half)
+    from scipy.stats import binomtest
+
+    n = correct.shape[1]
+    count = float(correct.mean(0).sum())
+    # scipy takes whole counts only; between two of them the bounds are almost linear.
+    counts = [math.floor(count), min(math.floor(count) + 1, n)]
+    tests = [binomtest(c, n).proportion_ci(method="wilson") for c in counts]
+    low, high = (
+        float(numpy.interp(count, counts, [getattr(test, end) for test in tests]))
+        for end in ("low", "high")
+    )
+    return Interval(float(correct.mean()), low, high)
 
 
 def paired_difference(system: numpy.ndarray, other: numpy.ndarray) -> Interval:
     """Return the difference of mean accuracies with a bootstrap interval over images.
 
-    An image is drawn with the answers of all seeds of both (10,000 resamples, the
-    percentiles 2.5 and 97.5), so that what is hard for both does not count as noise.
+    The bootstrap draws images with the answers of all seeds of both systems (10,000
+    resamples, percentiles 2.5 and 97.5), so that images that are hard for both systems
+    do not widen the interval.
 
     Args:
-        system, other: 0 or 1, shapes (seeds, images) with the same images.
+        system, other: 0 or 1, shape (seeds, images), for the same images.
 
     Raises:
         ValueError: the numbers of images differ.
     """
     if system.shape[1] != other.shape[1]:
         raise ValueError(
-            f"both must have answers to the same images, but have {system.shape[1]} "
-            f"and {other.shape[1]}."
+            "both systems must classify the same images, but classify "
+            f"{system.shape[1]} and {other.shape[1]}."
         )
     differences = system.mean(0) - other.mean(0)
-    # There are few different values: draw how often each comes instead of images.
+    # There are few different values: draw the number of each instead of images.
     values, counts = numpy.unique(differences, return_counts=True)
     n = len(differences)
     drawn = numpy.random.default_rng(SEED).multinomial(n, counts / n, RESAMPLES)
@@ -99,31 +98,27 @@ def paired_difference(system: numpy.ndarray, other: numpy.ndarray) -> Interval:
     return Interval(float(differences.mean()), float(low), float(high))
 
 
-VIEWED = 1000  # test images whose features are kept for the picture
+def hold_out(splits: Sequence[Split]) -> list[Split]:
+    """Return splits that test on the last fifth of the training images.
 
-
-class Cell(NamedTuple):
-    """One training: its method, its seed, and which split of the images."""
-
-    method: str
-    seed: int
-    split: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.method}_seed{self.seed}_split{self.split + 1}"
+    Settings are chosen on them, without the test images.
+    """
+    parts = []
+    for images, _ in splits:
+        end = len(images.labels) * 4 // 5
+        parts.append(Split(images.select(slice(end)), images.select(slice(end, None))))
+    return parts
 
 
 class Study:
-    """The cells of a study, each kept in a file of its own under ``folder``.
+    """All methods and seeds on all splits; each result is kept in its own file.
 
     Args:
         settings: of all trainings.
-        splits: every test image is classified by a model of its own split.
-        methods: of `METHODS`; ``ce_head`` comes with ``ce``.
-        seeds: one training each.
-        folder: where cells are kept, in one folder for each method and all that its
-            training depends on.
+        splits: training and test images.
+        methods: of `METHODS`; ``ce_head`` is trained with ``ce``.
+        seeds: of the trainings; ``raw`` has no training and uses the first one only.
+        folder: for the results, in one folder per method and settings.
         device: such as ``cpu``.
     """
 
@@ -143,32 +138,55 @@ class Study:
         self.methods = [name for name in METHODS if name in methods]
         self.device = device
         self._folder = folder
-        self._digest_of_images = _digest_of(splits)
+        digest = hashlib.sha256()
+        for split in splits:
+            for images in split:
+                digest.update(images.pixels.numpy().tobytes())
+                digest.update(images.labels.numpy().tobytes())
+        self._digest_of_images = digest.hexdigest()
 
     def run(self) -> None:
-        """Do what has not been done."""
-        cells = list(self._cells())
-        for number, cell in enumerate(cells, start=1):
-            if not self._path(cell).is_file():
-                self._do(cell, f"{number} of {len(cells)}: {cell.name}")
+        """Run all trainings without a result."""
+        trained = dict.fromkeys(map(_trained_method, self.methods))
+        jobs = [
+            (method, seed, split)
+            for seed in self.seeds
+            for split in range(len(self.splits))
+            for method in trained
+            if seed in self._seeds_of(method)
+        ]
+        for number, job in enumerate(jobs, start=1):
+            path = self._path(*job)
+            if not path.is_file():
+                self._run(*job, title=f"{number} of {len(jobs)}: {path.stem}")
 
     def summary(self) -> dict[str, Any]:
-        """Return settings, accuracies, intervals and differences from the others."""
-        correct = {method: self._correct(method) for method in self.methods}
-        rows = []
-        for method, answers in correct.items():
-            row: dict[str, Any] = {
-                "method": method,
-                "title": METHODS[method],
-                "accuracy": accuracy_interval(answers)._asdict(),
-                "by_seed": [float(each) for each in answers.mean(1)],
-                "seconds_per_training": self._seconds(method),
-            }
+        """Return settings, accuracies, intervals and differences between methods."""
+        correct: dict[str, numpy.ndarray] = {}
+        rows: list[dict[str, Any]] = []
+        for method in self.methods:
+            kept = [
+                [read_json(path) for path in self._paths_of(method, seed)]
+                for seed in self._seeds_of(method)
+            ]
+            answers = ["".join(p["correct"][method] for p in parts) for parts in kept]
+            correct[method] = numpy.array([list(map(int, text)) for text in answers])
+            seconds = [part["seconds"] for parts in kept for part in parts]
+            rows.append(
+                {
+                    "method": method,
+                    "title": METHODS[method],
+                    "accuracy": accuracy_interval(correct[method])._asdict(),
+                    "by_seed": [float(each) for each in correct[method].mean(1)],
+                    "seconds_per_training": float(numpy.mean(seconds)),
+                }
+            )
+        for row in rows:
             for other in ("raw", "ce", "ce_head"):
-                if other in correct and other != method and method != "raw":
-                    difference = paired_difference(answers, correct[other])
-                    row[f"difference_from_{other}"] = difference._asdict()
-            rows.append(row)
+                if other in correct and row["method"] not in (other, "raw"):
+                    row[f"difference_from_{other}"] = paired_difference(
+                        correct[row["method"]], correct[other]
+                    )._asdict()
         return {
             "settings": dataclasses.asdict(self.settings),
             "seeds": self.seeds,
@@ -179,178 +197,99 @@ class Study:
             "results": rows,
         }
 
-    def views(self, methods: Sequence[str]) -> dict[str, numpy.ndarray]:
-        """Return features of some test images of the first split, by method."""
-        first = {m: Cell(m, self._seeds_of(m)[0], 0) for m in methods}
-        return {
-            method: numpy.load(self._path(cell).with_suffix(".npy"))
-            for method, cell in first.items()
-            if self._path(cell).with_suffix(".npy").is_file()
-        }
-
-    def viewed_labels(self) -> numpy.ndarray:
-        """Return the labels that belong to `views`."""
-        return self.splits[0].test.labels[:VIEWED].numpy()
-
-    def _cells(self) -> Iterator[Cell]:
-        trained = [m for m in self.methods if m != "ce_head"]
-        if "ce_head" in self.methods and "ce" not in trained:
-            trained.append("ce")
-        for seed in self.seeds:
-            for split in range(len(self.splits)):
-                for method in trained:
-                    if seed in self._seeds_of(method):
-                        yield Cell(method, seed, split)
+    def features(self, method: str) -> numpy.ndarray:
+        """Return features of the first test images of the first split and seed."""
+        path = self._path(method, self.seeds[0], 0).with_suffix(".npy")
+        features: numpy.ndarray = numpy.load(path)
+        return features
 
     def _seeds_of(self, method: str) -> list[int]:
-        return self.seeds[:1] if method == "raw" else self.seeds  # pixels have no seed
+        return self.seeds[:1] if method == "raw" else self.seeds
 
-    def _path(self, cell: Cell) -> Path:
+    def _paths_of(self, method: str, seed: int) -> list[Path]:
+        trained = _trained_method(method)
+        return [self._path(trained, seed, split) for split in range(len(self.splits))]
+
+    def _path(self, method: str, seed: int, split: int) -> Path:
         content = dataclasses.asdict(self.settings)
-        # What smooths one method does not touch the others.
-        content["epsilons"] = content["epsilons"].get(cell.method)
+        # The epsilon of one method does not affect the others.
+        content["epsilons"] = content["epsilons"].get(method)
         text = json.dumps([content, self._digest_of_images], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-        name = f"{self.settings.data}-{cell.method}-{digest}"
-        return self._folder / name / f"{cell.name}.json"
+        folder = self._folder / f"{self.settings.data}-{method}-{digest}"
+        return folder / f"{method}_seed{seed}_split{split + 1}.json"
 
-    def _do(self, cell: Cell, title: str) -> None:
-        train_images, test_images = self.splits[cell.split]
-        path = self._path(cell)
+    def _run(self, method: str, seed: int, split: int, *, title: str) -> None:
+        train_images, test_images = self.splits[split]
+        path = self._path(method, seed, split)
         checkpoint = path.with_suffix(".pt")
         start = time.monotonic()
         logger.info("%s", title)
-        head: Tensor | None = None
-        if cell.method == "raw":
-            known, asked = (i.pixels.flatten(1) for i in self.splits[cell.split])
+        answers = {}
+        if method == "raw":
+            references, queries = (i.pixels.flatten(1) for i in self.splits[split])
         else:
             classifier = train(
-                cell.method,
+                method,
                 train_images,
                 self.settings,
-                seed=cell.seed,
+                seed=seed,
                 checkpoint=checkpoint,
                 title=title,
                 device=self.device,
             )
-            known = embed(classifier.network, train_images.pixels)
-            asked = embed(classifier.network, test_images.pixels)
-            with torch.no_grad():
-                head = classifier.head(asked).argmax(1)
+            references = embed(classifier.network, train_images.pixels)
+            queries = embed(classifier.network, test_images.pixels)
+            if method == "ce":
+                with torch.no_grad():
+                    answers["ce_head"] = classifier.head(queries).argmax(1)
         seconds = time.monotonic() - start
-        answers = {cell.method: self._classify(asked, known, train_images)}
-        if cell.method == "ce" and head is not None:
-            answers["ce_head"] = head
-        labels = test_images.labels
-        result = {
-            "seconds": round(seconds, 1),
-            "correct": {
-                name: "".join("01"[int(c)] for c in (answer.cpu() == labels))
-                for name, answer in answers.items()
-            },
-        }
+        answers[method] = knn_predict(
+            queries,
+            references,
+            train_images.labels.to(references.device),
+            k=self.settings.k,
+            num_classes=NUM_CLASSES,
+        )
         with write_atomically(path.with_suffix(".npy"), "wb") as stream:
-            numpy.save(stream, asked[:VIEWED].cpu().numpy())
-        write_json(path, result)
+            numpy.save(stream, queries[:PICTURED_IMAGES].cpu().numpy())
+        correct = {
+            name: "".join("01"[int(c)] for c in answer.cpu() == test_images.labels)
+            for name, answer in answers.items()
+        }
+        write_json(path, {"seconds": round(seconds, 1), "correct": correct})
         checkpoint.unlink(missing_ok=True)
 
-    def _classify(self, asked: Tensor, known: Tensor, images: Images) -> Tensor:
-        labels = images.labels.to(known.device)
-        return knn_predict(
-            asked, known, labels, k=self.settings.k, num_classes=NUM_CLASSES
+
+def format_summary(summary: dict[str, Any]) -> str:
+    """Return the accuracies of a study as a table."""
+
+    def cells(interval: dict[str, float] | None, sign: str = "") -> list[str]:
+        if interval is None:
+            return ["-", "-"]
+        value, low, high = (
+            format(100 * interval[key], f"{sign}.2f")
+            for key in ("value", "low", "high")
         )
+        return [value, f"{low} to {high}"]
 
-    def _correct(self, method: str) -> numpy.ndarray:
-        """Return what was right, (seeds, images of all splits)."""
-        rows = []
-        for seed in self._seeds_of(method):
-            cells = [Cell(_trained(method), seed, s) for s in range(len(self.splits))]
-            texts = [read_json(self._path(c))["correct"][method] for c in cells]
-            rows.append([int(letter) for letter in "".join(texts)])
-        return numpy.array(rows)
-
-    def _seconds(self, method: str) -> float:
-        cells = [c for c in self._cells() if c.method == _trained(method)]
-        return float(numpy.mean([read_json(self._path(c))["seconds"] for c in cells]))
-
-
-def hold_out(splits: Sequence[Split]) -> list[Split]:
-    """Return splits in which the last fifth of the training images is the test.
-
-    For choosing settings: the real test images are not in them.
-    """
-    parts = []
-    for train_images, _ in splits:
-        at = len(train_images.labels) * 4 // 5
-        parts.append(
-            Split(train_images.take(slice(at)), train_images.take(slice(at, None)))
-        )
-    return parts
-
-
-def _trained(method: str) -> str:
-    return "ce" if method == "ce_head" else method
-
-
-def _digest_of(splits: Sequence[Split]) -> str:
-    digest = hashlib.sha256()
-    for split in splits:
-        for images in split:
-            digest.update(images.pixels.numpy().tobytes())
-            digest.update(images.labels.numpy().tobytes())
-    return digest.hexdigest()
-
-
-HEADINGS = (
-    "method",
-    "accuracy, %",
-    "95 % interval",
-    "each seed",
-    "minus kNN on ce",
-    "95 % interval",
-    "minus pixels",
-    "95 % interval",
-)
-
-
-def plain(summary: dict[str, Any]) -> str:
-    """Return aligned lines."""
-    return format_table(HEADINGS, _rows(summary))
-
-
-def markdown(summary: dict[str, Any]) -> str:
-    """Return a Markdown table."""
-    lines = [list(HEADINGS), ["---"] * len(HEADINGS), *_rows(summary)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _rows(summary: dict[str, Any]) -> list[list[str]]:
-    return [
+    headings = ["method", "accuracy, %", "95 % interval", "each seed"]
+    headings += ["minus kNN on ce", "95 % interval", "minus pixels", "95 % interval"]
+    rows = [
         [
             row["title"],
-            *_estimate(row["accuracy"]),
+            *cells(row["accuracy"]),
             " ".join(f"{100 * each:.2f}" for each in row["by_seed"]),
-            *_estimate(row.get("difference_from_ce"), sign="+"),
-            *_estimate(row.get("difference_from_raw"), sign="+"),
+            *cells(row.get("difference_from_ce"), "+"),
+            *cells(row.get("difference_from_raw"), "+"),
         ]
         for row in summary["results"]
     ]
+    return format_table(headings, rows)
 
 
-def _estimate(estimate: dict[str, float] | None, *, sign: str = "") -> tuple[str, str]:
-    if estimate is None:
-        return "-", "-"
-    value, low, high = (
-        format(100 * estimate[name], f"{sign}.2f") for name in ("value", "low", "high")
-    )
-    return value, f"{low} to {high}"
-
-
-VIEWED_METHODS = ("raw", "ce", "soft")
-
-
-def require() -> None:
-    """Raise ``UserError`` unless what the picture needs is installed."""
+def check_drawing_packages() -> None:
+    """Raise ``UserError`` if a package that `draw` needs is not installed."""
     try:
         import matplotlib
         import sklearn.manifold  # noqa: F401
@@ -363,19 +302,20 @@ def require() -> None:
 
 
 def draw(study: Study, summary: dict[str, Any], path: Path) -> None:
-    """Draw the accuracies and t-SNE views of test images (van der Maaten, 2008)."""
-    require()
+    """Draw the accuracies and t-SNE (van der Maaten, 2008) of some test images."""
+    check_drawing_packages()
     from matplotlib import pyplot
     from sklearn.manifold import TSNE
 
-    views = study.views([name for name in VIEWED_METHODS if name in study.methods])
-    labels = study.viewed_labels()
-    columns = 1 + len(views)
+    methods = [name for name in PICTURED_METHODS if name in study.methods]
+    labels = study.splits[0].test.labels[:PICTURED_IMAGES].numpy()
+    columns = 1 + len(methods)
     figure, axes = pyplot.subplots(
         1, columns, figsize=(4.2 * columns, 4), squeeze=False, layout="constrained"
     )
     _draw_accuracies(axes[0][0], summary)
-    for panel, (method, features) in zip(axes[0][1:], views.items()):
+    for panel, method in zip(axes[0][1:], methods):
+        features = study.features(method)
         perplexity = min(30, (len(features) - 1) / 3)
         points = TSNE(perplexity=perplexity, random_state=1).fit_transform(features)
         panel.scatter(*points.T, c=labels, cmap="tab10", s=6)
@@ -388,21 +328,19 @@ def draw(study: Study, summary: dict[str, Any], path: Path) -> None:
 
 
 def _draw_accuracies(panel: Any, summary: dict[str, Any]) -> None:
-    for place, row in enumerate(reversed(summary["results"])):
-        accuracy = row["accuracy"]
-        low, value, high = (100 * accuracy[name] for name in ("low", "value", "high"))
-        colour = "tab:red" if row["method"] == "soft" else "tab:blue"
-        panel.errorbar(
-            value, place, xerr=[[value - low], [high - value]],
-            fmt="o", capsize=3, color=colour,
-        )  # fmt: skip
-        panel.plot(
-            [100 * each for each in row["by_seed"]], [place] * len(row["by_seed"]),
-            "|", color="grey",
-        )  # fmt: skip
-    panel.set_yticks(range(len(summary["results"])))
-    panel.set_yticklabels(
-        [row["title"] for row in reversed(summary["results"])], fontsize=8
-    )
+    rows = summary["results"][::-1]
+    for y, row in enumerate(rows):
+        low, value, high = (100 * row["accuracy"][k] for k in ("low", "value", "high"))
+        color = "tab:red" if row["method"] == "soft" else "tab:blue"
+        errors = [[value - low], [high - value]]
+        panel.errorbar(value, y, xerr=errors, fmt="o", capsize=3, color=color)
+        seeds = [100 * each for each in row["by_seed"]]
+        panel.plot(seeds, [y] * len(seeds), "|", color="grey")
+    panel.set_yticks(range(len(rows)))
+    panel.set_yticklabels([row["title"] for row in rows], fontsize=8)
     panel.set_xlabel("accuracy in %, 95 % interval; | one seed")
     panel.grid(alpha=0.3)
+
+
+def _trained_method(method: str) -> str:
+    return "ce" if method == "ce_head" else method

@@ -1,14 +1,12 @@
-"""Decoder states of a trained fairseq model, by teacher forcing or in its search.
+"""Decoder states of a corpus with the tokens that follow, and their neighbors.
 
-The states of a training set with the tokens that followed, and what is near.
+The states are those that the decoder's output layer reads, computed with the reference
+as the decoder's input (teacher forcing).
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-import time
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
 
@@ -18,39 +16,40 @@ from torch import Tensor
 
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import write_atomically
+from fairseq_plugins.utils.progress import progress_bar
 
 __all__ = [
     "Datastore",
-    "Forced",
-    "Loaded",
-    "Neighbours",
-    "adjusted",
+    "ForcedBatch",
+    "LoadedModel",
+    "Neighbors",
     "batches",
-    "force",
+    "force_decode",
     "load",
     "log_probs_of",
 ]
 
-logger = logging.getLogger(__name__)
+# Queries (n, D) and K to squared distances and indices of entries, (n, K) each.
+Search = Callable[[numpy.ndarray, int], tuple[numpy.ndarray, numpy.ndarray]]
 
-# (rows, D) states and (rows, V) log-probabilities to other log-probabilities
-Adjust = Callable[[Tensor, Tensor], Tensor]
+CLUSTER_ITERATIONS = 5
+KEYS_PER_CENTER = 40  # the centers are computed from a sample of this size
 
 
-class Loaded(NamedTuple):
-    """A model in evaluation mode and the task that it was trained for."""
+class LoadedModel(NamedTuple):
+    """A model in evaluation mode and its task."""
 
     model: Any
     task: Any
 
 
-class Forced(NamedTuple):
-    """One batch of gold targets: T tokens, end marks included, padding left out.
+class ForcedBatch(NamedTuple):
+    """The T target tokens of a batch, with ends of sentences and without padding.
 
     Attributes:
-        states: what the decoder's output layer reads, shape (T, D).
+        states: input of the decoder's output layer, shape (T, D).
         targets: gold tokens, shape (T).
-        sentences: number of each token's sentence in the corpus, shape (T).
+        sentences: index of each token's sentence in the corpus, shape (T).
     """
 
     states: Tensor
@@ -58,11 +57,23 @@ class Forced(NamedTuple):
     sentences: Tensor
 
 
-def load(checkpoint: Path, data: Path) -> Loaded:
-    """Load a checkpoint of a translation model for a binarised folder.
+class Neighbors(NamedTuple):
+    """The K nearest entries of each query, nearest first.
+
+    Attributes:
+        distances: squared Euclidean, shape (queries, K).
+        tokens: the tokens that follow in the training data, shape (queries, K).
+    """
+
+    distances: Tensor
+    tokens: Tensor
+
+
+def load(checkpoint: Path, data: Path) -> LoadedModel:
+    """Load a translation model and its task for a binarized corpus.
 
     Raises:
-        UserError: the checkpoint does not exist, or has no decoder with states.
+        UserError: the checkpoint does not exist, or its decoder has no states.
     """
     from fairseq.checkpoint_utils import load_model_ensemble_and_task
 
@@ -78,13 +89,13 @@ def load(checkpoint: Path, data: Path) -> Loaded:
     if not hasattr(model.decoder, "extract_features"):
         raise UserError(
             f"the decoder of `{checkpoint}` must have `extract_features`, but "
-            f"{type(model.decoder).__name__} has not."
+            f"{type(model.decoder).__name__} does not have it."
         )
-    return Loaded(model, task)
+    return LoadedModel(model, task)
 
 
-def batches(loaded: Loaded, subset: str, max_tokens: int) -> list[dict[str, Any]]:
-    """Return the batches of a subset, every sentence once, in order of length."""
+def batches(loaded: LoadedModel, subset: str, max_tokens: int) -> list[dict[str, Any]]:
+    """Return the batches of a subset, ordered by length."""
     if subset not in loaded.task.datasets:
         loaded.task.load_dataset(subset)
     return list(
@@ -98,8 +109,10 @@ def batches(loaded: Loaded, subset: str, max_tokens: int) -> list[dict[str, Any]
 
 
 @torch.no_grad()
-def force(loaded: Loaded, subset: str, *, max_tokens: int = 4000) -> Iterator[Forced]:
-    """Yield the states at every gold token of a subset, batch by batch."""
+def force_decode(
+    loaded: LoadedModel, subset: str, *, max_tokens: int = 4000
+) -> Iterator[ForcedBatch]:
+    """Yield the states at all target tokens of a subset, batch by batch."""
     model = loaded.model
     for sample in batches(loaded, subset, max_tokens):
         net_input = sample["net_input"]
@@ -108,173 +121,115 @@ def force(loaded: Loaded, subset: str, *, max_tokens: int = 4000) -> Iterator[Fo
             net_input["prev_output_tokens"], encoder_out=encoder_out
         )
         is_token = sample["target"] != loaded.task.target_dictionary.pad()
-        states = states[is_token]
-        yield Forced(
-            states=states,
+        yield ForcedBatch(
+            states=states[is_token],
             targets=sample["target"][is_token],
             sentences=sample["id"].unsqueeze(-1).expand_as(is_token)[is_token],
         )
 
 
 @torch.no_grad()
-def log_probs_of(loaded: Loaded, states: Tensor) -> Tensor:
-    """Return the model's log-probabilities after these states, (T, D) to (T, V)."""
+def log_probs_of(loaded: LoadedModel, states: Tensor) -> Tensor:
+    """Return the model's log-probabilities of the next token, (T, D) to (T, V)."""
     logits = loaded.model.decoder.output_layer(states)
     probs: Tensor = loaded.model.get_normalized_probs((logits, None), log_probs=True)
     return probs
 
 
-@contextlib.contextmanager
-def adjusted(model: Any, adjust: Adjust) -> Iterator[None]:
-    """Let ``adjust`` change what the model predicts, in any of fairseq's searches.
-
-    It is called at each step with the states and log-probabilities of all hypotheses.
-    The model's class stays as it is, and so does the model after it.
-    """
-    decoder, latest = model.decoder, {}
-
-    def extract_features(*args: Any, **kwargs: Any) -> Any:
-        features, extra = type(decoder).extract_features(decoder, *args, **kwargs)
-        latest["states"] = features[:, -1]
-        return features, extra
-
-    def get_normalized_probs(output: Any, log_probs: bool, sample: Any = None) -> Any:
-        usual = type(model).get_normalized_probs(model, output, True, sample)
-        usual[:, -1] = adjust(latest["states"], usual[:, -1])
-        return usual if log_probs else usual.exp()
-
-    decoder.extract_features = extract_features
-    model.get_normalized_probs = get_normalized_probs
-    try:
-        yield
-    finally:
-        del decoder.extract_features, model.get_normalized_probs
-
-
-# Queries (n, D) and K to squared distances and numbers of entries, (n, K) each.
-Search = Callable[[numpy.ndarray, int], tuple[numpy.ndarray, numpy.ndarray]]
-
-CELL_ITERATIONS = 5
-KEYS_PER_CELL = 40  # to find the centres by; the others only join their cells
-_SECONDS_BETWEEN_REPORTS = 5.0
-
-
-class Neighbours(NamedTuple):
-    """The K nearest entries of each query, the nearest first.
-
-    Attributes:
-        distances: squared Euclidean, shape (queries, K).
-        tokens: what followed in the training set, shape (queries, K).
-    """
-
-    distances: Tensor
-    tokens: Tensor
-
-
 class Datastore:
-    """All target positions of a subset, searched by faiss or by scikit-learn.
+    """Keys (states) and values (the tokens that follow), searched by their distance.
 
     Args:
-        keys: states, float32, shape (N, D).
-        tokens: that followed, shape (N).
-        probes: 0 compares a query with every key, exactly; P > 0 sorts the keys into
-            cells around 2 sqrt(N) centres and looks into the P cells nearest to the
-            query only (faiss' IVF index): much faster, and nearly the same.
+        keys: float32, shape (N, D).
+        tokens: shape (N).
+        probes: 0 for an exact search by faiss or, if that is not installed, by
+            scikit-learn. P > 0 clusters the keys around 2 sqrt(N) centers and searches
+            the P clusters nearest to the query only (IVF index of faiss), which is much
+            faster.
 
     Raises:
-        UserError: the approximate search is wanted and faiss is not installed.
+        UserError: ``probes`` is positive and faiss is not installed.
     """
 
     def __init__(
         self, keys: numpy.ndarray, tokens: numpy.ndarray, *, probes: int = 0
     ) -> None:
-        self._search = _approximate(keys, probes) if probes else _exact(keys)
+        self._search = _build_index(keys, probes)
         self._tokens = torch.from_numpy(tokens)
 
     def __len__(self) -> int:
         return len(self._tokens)
 
-    def search(self, queries: Tensor, num_neighbours: int) -> Neighbours:
+    def search(self, queries: Tensor, num_neighbors: int) -> Neighbors:
         """Return the nearest entries of (queries, D) states.
 
         Raises:
-            UserError: the datastore has fewer entries.
+            UserError: the datastore, or the searched part of it, has fewer entries.
         """
-        if num_neighbours > len(self):
+        if num_neighbors > len(self):
             raise UserError(
-                f"the number of neighbours must be {len(self)} or less, the size of "
-                f"the datastore, but is {num_neighbours}."
+                f"the number of neighbors must be {len(self)} or less, the size of "
+                f"the datastore, but is {num_neighbors}."
             )
-        distances, entries = self._search(queries.float().numpy(), num_neighbours)
+        distances, entries = self._search(queries.float().numpy(), num_neighbors)
         if (entries < 0).any():
             raise UserError(
-                f"the cells hold fewer than {num_neighbours} entries: give a greater "
-                "number of `probes`, or 0 for the exact search."
+                f"the searched clusters must hold {num_neighbors} entries, but hold "
+                "fewer: give a larger `--probes`, or 0 for the exact search."
             )
-        return Neighbours(
+        return Neighbors(
             torch.from_numpy(distances).float().clamp_min(0),
             self._tokens[torch.from_numpy(entries)],
         )
 
     @classmethod
     def of(
-        cls, loaded: Loaded, subset: str, path: Path, *, probes: int = 0
+        cls, loaded: LoadedModel, subset: str, path: Path, *, probes: int = 0
     ) -> Datastore:
-        """Read the datastore kept in a file, or make it and keep it there."""
+        """Return the datastore of a subset, read from a file or written to it first."""
         if not path.is_file():
             _write(loaded, subset, path)
         with numpy.load(path) as kept:
             return cls(kept["keys"], kept["tokens"], probes=probes)
 
 
-def _exact(keys: numpy.ndarray) -> Search:
-    """Return a search of all keys: faiss' if it is installed, it is faster."""
+def _build_index(keys: numpy.ndarray, probes: int) -> Search:
     try:
         import faiss
     except ImportError:
+        if probes:
+            raise UserError(
+                "the approximate search needs faiss, which is not installed: "
+                "pip install faiss-cpu (or the extra `knn`), or search exactly."
+            ) from None
         from sklearn.neighbors import NearestNeighbors
 
         found = NearestNeighbors(algorithm="brute", metric="sqeuclidean").fit(keys)
         return lambda queries, k: found.kneighbors(queries, k)
     faiss.omp_set_num_threads(torch.get_num_threads())
-    index = faiss.IndexFlatL2(keys.shape[1])
+    index: Any = faiss.IndexFlatL2(keys.shape[1])
+    if probes:
+        clusters = min(max(1, round(2 * math.sqrt(len(keys)))), len(keys))
+        index = faiss.IndexIVFFlat(index, keys.shape[1], clusters)
+        index.cp.niter = CLUSTER_ITERATIONS
+        index.cp.max_points_per_centroid = KEYS_PER_CENTER
+        index.cp.min_points_per_centroid = 1
+        index.train(keys)
+        index.nprobe = probes
     index.add(keys)
-    return index.search
+    search: Search = index.search
+    return search
 
 
-def _approximate(keys: numpy.ndarray, probes: int) -> Search:
-    try:
-        import faiss
-    except ImportError:
-        raise UserError(
-            "the approximate search needs faiss, which is not installed: "
-            "pip install faiss-cpu (or the extra `knn`), or search exactly."
-        ) from None
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    size = keys.shape[1]
-    cells = max(1, round(2 * math.sqrt(len(keys))))
-    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(size), size, min(cells, len(keys)))
-    index.cp.niter = CELL_ITERATIONS
-    index.cp.max_points_per_centroid = KEYS_PER_CELL
-    index.cp.min_points_per_centroid = 1
-    index.train(keys)
-    index.add(keys)
-    index.nprobe = probes
-    return index.search
-
-
-def _write(loaded: Loaded, subset: str, path: Path) -> None:
-    keys, tokens, done = [], [], 0
+def _write(loaded: LoadedModel, subset: str, path: Path) -> None:
+    keys, tokens = [], []
     loaded.task.load_dataset(subset)
     total = int(loaded.task.dataset(subset).tgt_sizes.sum())
-    next_report = time.monotonic()
-    for batch in force(loaded, subset):
-        keys.append(batch.states.float().numpy())
-        tokens.append(batch.targets.numpy())
-        done += len(batch.targets)
-        if time.monotonic() >= next_report:
-            logger.info("datastore: %s of %s states", f"{done:,}", f"{total:,}")
-            next_report = time.monotonic() + _SECONDS_BETWEEN_REPORTS
+    with progress_bar("states", total=total, title="datastore") as progress:
+        for batch in force_decode(loaded, subset):
+            keys.append(batch.states.float().numpy())
+            tokens.append(batch.targets.numpy())
+            progress.update(len(batch.targets))
     with write_atomically(path, "wb") as stream:
         numpy.savez(
             stream, keys=numpy.concatenate(keys), tokens=numpy.concatenate(tokens)

@@ -1,7 +1,4 @@
-"""Fit a gate to gold targets that the datastore does not hold.
-
-A trained run against itself with neighbours: translate, score, test.
-"""
+"""Translate test sets by a trained model with and without neighbors, and compare."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
@@ -21,13 +18,19 @@ from fairseq_plugins.evaluation.significance import paired_test
 from fairseq_plugins.evaluation.translate import detokeniser
 from fairseq_plugins.knn_mt.datastore import (
     Datastore,
-    Loaded,
-    Neighbours,
-    force,
+    LoadedModel,
+    batches,
     load,
     log_probs_of,
 )
-from fairseq_plugins.knn_mt.search import Gate, Retrieved, translate
+from fairseq_plugins.knn_mt.gate import (
+    Gate,
+    GoldTokens,
+    Retrieved,
+    fit,
+    mean_loss,
+    retrieve,
+)
 from fairseq_plugins.training.config import digest_of_data
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import (
@@ -38,120 +41,13 @@ from fairseq_plugins.utils.files import (
     write_json,
     write_lines,
 )
+from fairseq_plugins.utils.progress import progress_bar
 
-__all__ = ["SYSTEMS", "Experiment", "Lessons", "Options", "fit", "look_up"]
+__all__ = ["SYSTEMS", "Experiment", "Options", "translate"]
 
 logger = logging.getLogger(__name__)
 
-BATCH = 512
-WEIGHT_DECAY = 1e-3
-
-
-class Lessons(NamedTuple):
-    """All gold tokens of a subset, with what was retrieved for each of them.
-
-    Attributes:
-        retrieved: for N tokens.
-        gold: tokens, shape (N).
-        gold_log_prob: the model's, shape (N).
-    """
-
-    retrieved: Retrieved
-    gold: Tensor
-    gold_log_prob: Tensor
-
-    def take(self, rows: Tensor) -> Lessons:
-        """Return some of the tokens, by index."""
-        (distances, tokens), log_probs, best = self.retrieved
-        return Lessons(
-            Retrieved(
-                Neighbours(distances[rows], tokens[rows]), log_probs[rows], best[rows]
-            ),
-            self.gold[rows],
-            self.gold_log_prob[rows],
-        )
-
-
-def look_up(
-    loaded: Loaded, datastore: Datastore, subset: str, num_neighbours: int
-) -> Lessons:
-    """Search the neighbours of every gold token of a subset."""
-    parts = []
-    for batch in force(loaded, subset):
-        neighbours = datastore.search(batch.states, num_neighbours)
-        log_probs = log_probs_of(loaded, batch.states)
-        gold = batch.targets
-        parts.append(
-            Lessons(
-                Retrieved.from_model(neighbours, log_probs),
-                gold,
-                log_probs.gather(1, gold.unsqueeze(1)).squeeze(1),
-            )
-        )
-        done = sum(len(part.gold) for part in parts)
-        logger.info("%s: %s tokens looked up", subset, f"{done:,}")
-    return Lessons(
-        Retrieved(
-            Neighbours(
-                torch.cat([part.retrieved.neighbours.distances for part in parts]),
-                torch.cat([part.retrieved.neighbours.tokens for part in parts]),
-            ),
-            torch.cat([part.retrieved.log_probs for part in parts]),
-            torch.cat([part.retrieved.best_log_prob for part in parts]),
-        ),
-        torch.cat([part.gold for part in parts]),
-        torch.cat([part.gold_log_prob for part in parts]),
-    )
-
-
-def fit(
-    lessons: Lessons,
-    *,
-    weights: str,
-    is_adaptive: bool,
-    updates: int,
-    lr: float,
-    seed: int,
-) -> Gate:
-    """Return a gate that gives the gold tokens the highest likelihood it can.
-
-    Args:
-        lessons: to learn from.
-        weights, is_adaptive: the gate's.
-        updates: of Adam, its learning rate falling to 0.
-        lr: first learning rate.
-        seed: of the initial weights and the order.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    distances = lessons.retrieved.neighbours.distances
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        gate = Gate(
-            distances.size(1),
-            scale=float(distances.mean()),
-            weights=weights,
-            is_adaptive=is_adaptive,
-        )
-    optimizer = torch.optim.AdamW(gate.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, updates)
-    for _ in range(updates):
-        rows = torch.randint(len(lessons.gold), (BATCH,), generator=generator)
-        loss = mean_loss(gate, lessons.take(rows))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return gate.eval()
-
-
-def mean_loss(gate: Gate, lessons: Lessons) -> Tensor:
-    """Return the mean negative log-likelihood of the gold tokens, in nats."""
-    return -gate.gold_log_prob(*lessons).mean()
-
-
-LEARNT_FROM = "valid"
-RATES = {False: 0.03, True: 0.01}  # three numbers bear greater steps than a network
-SYSTEMS = {  # weights, and whether they depend on the query
+SYSTEMS = {  # the arguments of the gate: weights, is_adaptive
     "softmax": ("softmax", False),
     "soft": ("soft", False),
     "softmax-adaptive": ("softmax", True),
@@ -159,37 +55,99 @@ SYSTEMS = {  # weights, and whether they depend on the query
 }
 
 
+@torch.no_grad()
+def translate(
+    loaded: LoadedModel,
+    subset: str,
+    *,
+    beam: int,
+    neighbors: tuple[Datastore, Gate] | None = None,
+    max_tokens: int = 4000,
+) -> list[str]:
+    """Return the best hypothesis of each sentence, as subwords, in corpus order.
+
+    Args:
+        loaded: the model.
+        subset: such as ``test``.
+        beam: number of hypotheses kept at each step.
+        neighbors: datastore and gate; None for the model alone.
+        max_tokens: size of a batch.
+    """
+    from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
+
+    class ModelWithNeighbors(EnsembleModel):
+        """The model in fairseq's search, with the neighbors of each state."""
+
+        def forward_decoder(
+            self,
+            tokens: Tensor,
+            encoder_outs: Any,
+            incremental_states: Any,
+            temperature: float = 1.0,
+        ) -> tuple[Tensor, None]:
+            assert neighbors is not None
+            datastore, gate = neighbors
+            features, _ = self.single_model.decoder.extract_features(
+                tokens,
+                encoder_out=encoder_outs[0],
+                incremental_state=incremental_states[0],
+            )
+            states = features[:, -1]
+            log_probs = log_probs_of(loaded, states.unsqueeze(1)).squeeze(1)
+            near = datastore.search(states, gate.num_neighbors)
+            retrieved = Retrieved.from_model(near, log_probs)
+            return gate.log_probs(retrieved, log_probs), None
+
+    dictionary = loaded.task.target_dictionary
+    ensemble = (EnsembleModel if neighbors is None else ModelWithNeighbors)(
+        [loaded.model]
+    )
+    generator = SequenceGenerator(ensemble, dictionary, beam_size=beam)
+    found: dict[int, str] = {}
+    samples = batches(loaded, subset, max_tokens)
+    total = len(loaded.task.dataset(subset))
+    with progress_bar("sentences", total=total, title=subset) as progress:
+        for sample in samples:
+            hypotheses = generator.generate([loaded.model], sample)
+            for sentence, ranked in zip(sample["id"].tolist(), hypotheses):
+                found[sentence] = dictionary.string(ranked[0]["tokens"])
+            progress.update(len(hypotheses))
+    return [found[sentence] for sentence in sorted(found)]
+
+
 @dataclass(frozen=True)
 class Options:
-    """What a comparison depends on, but for the model.
+    """Options of an experiment.
 
     Attributes:
-        num_neighbours: K, retrieved for each query.
+        num_neighbors: K, retrieved for each query.
         probes: see `Datastore`.
-        updates: of learning a gate.
-        seed: of learning a gate.
+        updates: of fitting a gate.
+        seed: of fitting a gate.
     """
 
-    num_neighbours: int = 32
+    num_neighbors: int = 32
     probes: int = 0
     updates: int = 600
     seed: int = 1
 
     def __post_init__(self) -> None:
-        for name, low in (("num_neighbours", 2), ("probes", 0), ("updates", 1)):
-            if getattr(self, name) < low:
-                raise UserError(
-                    f"`{name}` must be {low} or more, but is {getattr(self, name)}."
-                )
+        for name, value, least in (
+            ("neighbors", self.num_neighbors, 2),
+            ("probes", self.probes, 0),
+            ("updates", self.updates, 1),
+        ):
+            if value < least:
+                raise UserError(f"`--{name}` must be {least} or more, but is {value}.")
 
 
 class Experiment:
-    """One checkpoint, its datastore and its gates; what is done is kept in ``out``.
+    """A checkpoint with its datastore and gates; results are kept and reused.
 
     Args:
         checkpoint: of a translation model.
-        corpus: that it was trained on.
-        out: for the datastore, gates, translations and scores.
+        corpus: its training corpus.
+        out: folder for the datastore, gates, translations and scores.
         options: see `Options`.
 
     Raises:
@@ -202,10 +160,10 @@ class Experiment:
         self._corpus = corpus
         self._out = out
         self._options = options
-        self._loaded: Loaded = load(checkpoint, corpus.bin_dir)
+        self._loaded = load(checkpoint, corpus.bin_dir)
         self._digest = sha256_of(checkpoint)
         self._datastore: Datastore | None = None
-        self._lessons: Lessons | None = None
+        self._tokens: GoldTokens | None = None
 
     def compare(
         self, systems: Sequence[str], subsets: Sequence[str], *, beam: int
@@ -217,9 +175,9 @@ class Experiment:
             references = read_lines(text.target)
             data = digest_of_data(self._corpus.bin_dir, ("train", name))
             texts = {"data_sha256": data, "reference_sha256": sha256_of(text.target)}
-            _, control = self._translated("alone", name, beam, texts)
+            _, control = self._translate("alone", name, beam, texts)
             for system in ("alone", *systems):
-                row, hypotheses = self._translated(system, name, beam, texts)
+                row, hypotheses = self._translate(system, name, beam, texts)
                 row |= dataclasses.asdict(score(hypotheses, references))
                 if system != "alone":
                     test = paired_test(control, hypotheses, references, checked=True)
@@ -229,10 +187,10 @@ class Experiment:
                 rows.append({"title": text.title, **row})
         return rows
 
-    def _translated(
+    def _translate(
         self, system: str, subset: str, beam: int, texts: dict[str, str]
     ) -> tuple[dict[str, Any], list[str]]:
-        """Translate by a system, or read what it gave before for the same texts."""
+        """Translate by a system, or read its earlier translations of the same texts."""
         row: dict[str, Any] = {
             "system": system,
             "subset": subset,
@@ -242,89 +200,75 @@ class Experiment:
         }
         if system != "alone":
             row |= dataclasses.asdict(self._options)
-        stem = self._out / f"{subset}.{self._stem(system)}.beam{beam}"
-        path, about = stem.with_suffix(f".beam{beam}.txt"), Path(f"{stem}.json")
-        if path.is_file() and about.is_file():
-            kept = read_json(about)
+        stem = f"{subset}.{self._name(system)}.beam{beam}"
+        text_path, row_path = self._out / f"{stem}.txt", self._out / f"{stem}.json"
+        if text_path.is_file() and row_path.is_file():
+            kept = read_json(row_path)
             if row.items() <= kept.items():
-                return kept, read_lines(path)
-        detokenised = detokeniser(self._corpus)  # fails before the search, if at all
-        neighbours = None
+                return kept, read_lines(text_path)
+        detokenize = detokeniser(self._corpus)  # before the search, as it may fail
+        neighbors = None
         if system != "alone":
-            neighbours = self._store(), self._gate(system)
-            row |= _numbers(neighbours[1])
+            neighbors = self._get_datastore(), self._get_gate(system)
+            row |= neighbors[1].describe()
         logger.info("%s: translating by %s, beam %d", subset, system, beam)
         start = time.monotonic()
-        pieces = translate(self._loaded, subset, beam=beam, neighbours=neighbours)
+        pieces = translate(self._loaded, subset, beam=beam, neighbors=neighbors)
         row["seconds"] = round(time.monotonic() - start, 1)
-        hypotheses = [detokenised(line) for line in pieces]
-        # What describes other hypotheses must not outlive a kill between the two.
-        about.unlink(missing_ok=True)
-        write_lines(path, hypotheses)
-        write_json(about, row)
+        hypotheses = [detokenize(line) for line in pieces]
+        # If the process is killed here, no row may describe other hypotheses.
+        row_path.unlink(missing_ok=True)
+        write_lines(text_path, hypotheses)
+        write_json(row_path, row)
         return row, hypotheses
 
-    def _stem(self, system: str) -> str:
+    def _name(self, system: str) -> str:
         if system == "alone":
             return system
         options = self._options
         search = f"ivf{options.probes}" if options.probes else "exact"
-        return f"{system}.{search}.k{options.num_neighbours}"
+        return f"{system}.{search}.k{options.num_neighbors}"
 
-    def _store(self) -> Datastore:
+    def _get_datastore(self) -> Datastore:
         if self._datastore is None:
-            self._datastore = Datastore.of(
-                self._loaded,
-                "train",
-                self._out / f"datastore-{self._digest[:8]}.npz",
-                probes=self._options.probes,
-            )
+            path = self._out / f"datastore-{self._digest[:8]}.npz"
+            probes = self._options.probes
+            self._datastore = Datastore.of(self._loaded, "train", path, probes=probes)
             logger.info("datastore: %s states", f"{len(self._datastore):,}")
         return self._datastore
 
-    def _gate(self, system: str) -> Gate:
-        """Read the gate learnt before, or learn it."""
+    def _get_gate(self, system: str) -> Gate:
+        """Read the gate of a system, or fit it to the validation set."""
         weights, is_adaptive = SYSTEMS[system]
         options = self._options
         path = self._out / (
-            f"gate-{self._digest[:8]}.{self._stem(system)}"
+            f"gate-{self._digest[:8]}.{self._name(system)}"
             f".u{options.updates}.s{options.seed}.pt"
         )
         if path.is_file():
             gate = Gate(
-                options.num_neighbours, scale=1.0, weights=weights,
+                options.num_neighbors,
+                scale=1.0,
+                weights=weights,
                 is_adaptive=is_adaptive,
-            )  # fmt: skip
+            )
             gate.load_state_dict(torch.load(path, weights_only=True))
             return gate.eval()
-        if self._lessons is None:
-            self._lessons = look_up(
-                self._loaded, self._store(), LEARNT_FROM, options.num_neighbours
+        if self._tokens is None:
+            self._tokens = retrieve(
+                self._loaded, self._get_datastore(), "valid", options.num_neighbors
             )
         gate = fit(
-            self._lessons,
+            self._tokens,
             weights=weights,
             is_adaptive=is_adaptive,
             updates=options.updates,
-            lr=RATES[is_adaptive],
             seed=options.seed,
         )
         with torch.no_grad():
-            before = -self._lessons.gold_log_prob.mean()
-            after = mean_loss(gate, self._lessons)
+            before = -self._tokens.gold_log_prob.mean()
+            after = mean_loss(gate, self._tokens)
         logger.info("%s: nats per token %.4f, alone %.4f", system, after, before)
         with write_atomically(path, "wb") as stream:
             torch.save(gate.state_dict(), stream)
         return gate
-
-
-def _numbers(gate: Gate) -> dict[str, Any]:
-    """Return what three learnt numbers mean; a network only starts from them."""
-    logit, log_temperature, size = gate.bias.tolist()
-    numbers = {
-        "share_of_neighbours": torch.tensor(logit).sigmoid().item(),
-        "temperature": float(gate.scale) * torch.tensor(log_temperature).exp().item(),
-    }
-    if gate.weights == "soft":
-        numbers["k"] = float(gate.size_of(torch.tensor(size)))
-    return numbers

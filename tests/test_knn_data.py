@@ -1,4 +1,4 @@
-"""Reading digits, IDX files and CIFAR-10's batches; damaged files are refused."""
+"""Digits, IDX files and the batches of CIFAR-10; damaged files are refused."""
 
 from __future__ import annotations
 
@@ -54,10 +54,12 @@ def test_digits_are_two_halves_that_test_each_other():
     assert torch.equal(first.train.labels, second.test.labels)
     assert torch.equal(first.test.pixels, second.train.pixels)
     assert first.train.pixels.min() == 0 and first.train.pixels.max() == 1
-    assert first.train.labels[:10].tolist() == list(range(10))  # as the file begins
+    assert first.train.labels[:10].tolist() == list(
+        range(10)
+    )  # the first digits of the file
 
 
-def test_idx_files_give_their_bytes(mnist_folder):
+def test_idx_files_are_read_byte_by_byte(mnist_folder):
     (split,) = mnist(mnist_folder)
     assert split.train.pixels.shape == (7, 1, 5, 6)
     assert split.test.labels.shape == (4,)
@@ -69,8 +71,8 @@ def test_idx_files_give_their_bytes(mnist_folder):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("train-images-idx3-ubyte", lambda b: b[:-3], "cut off or damaged"),
-        ("train-images-idx3-ubyte", lambda b: b + b"x", "has 211: it is cut off"),
+        ("train-images-idx3-ubyte", lambda b: b[:-3], "truncated or damaged"),
+        ("train-images-idx3-ubyte", lambda b: b + b"x", "has 211: it is truncated"),
         ("train-images-idx3-ubyte", lambda b: b"\0\0\x0d\3" + b[4:], "begins with"),
         ("t10k-labels-idx1-ubyte.gz", lambda b: b[:9], "damaged archive"),
         ("t10k-labels-idx1-ubyte.gz", lambda b: b"no gzip", "damaged archive"),
@@ -97,7 +99,7 @@ def test_idx_files_that_do_not_belong_together_are_refused(mnist_folder, rng):
         mnist(mnist_folder)
 
 
-def test_cifar_batches_give_their_bytes(cifar_folder):
+def test_cifar_batches_are_read_byte_by_byte(cifar_folder):
     (split,) = cifar10(cifar_folder)
     assert split.train.pixels.shape == (15, 3, 32, 32)
     batch = pickle.loads((cifar_folder / "data_batch_2").read_bytes())
@@ -115,8 +117,8 @@ class Evil:
     ("content", "message"),
     [
         (pickle.dumps(Evil(), protocol=2), "it names posix.mkdir, which is no array"),
-        (b"nonsense", "must be a python batch of CIFAR-10"),
-        (pickle.dumps({b"labels": [1]}), "must be a python batch of CIFAR-10"),
+        (b"nonsense", "must be a Python batch of CIFAR-10"),
+        (pickle.dumps({b"labels": [1]}), "must be a Python batch of CIFAR-10"),
         (
             pickle.dumps(
                 {b"data": numpy.zeros((2, 5), numpy.uint8), b"labels": [1, 2]}
@@ -131,7 +133,7 @@ class Evil:
         ),
     ],
 )
-def test_a_batch_that_is_something_else_is_refused_and_not_run(
+def test_a_batch_with_other_content_is_refused_and_not_run(
     cifar_folder, content, message, monkeypatch
 ):
     monkeypatch.chdir(cifar_folder)
