@@ -1,4 +1,4 @@
-"""Let a Python script find its environment: the running one, else ``.venv``."""
+"""Choose the environment of a script: the running one, otherwise ``.venv``."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _NEEDED = ("torch", "fairseq", "sacrebleu", "sentencepiece", "yaml")
 def ensure() -> None:
     """Make the project importable, or restart the script inside ``.venv``.
 
-    An environment of the user's own that has everything is used as it is. Otherwise
-    ``.venv`` is used, and made by ``scripts/setup.sh`` if it is not there yet.
+    A running environment that has all packages is used as it is. Otherwise ``.venv`` is
+    used, which ``scripts/setup.sh`` creates if it does not exist.
     """
-    _speak_utf8()
+    _use_utf8()
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if not missing:
         sys.path.insert(0, str(ROOT))
@@ -32,12 +32,13 @@ def ensure() -> None:
     os.execv(python, [str(python), *sys.argv])
 
 
-def _speak_utf8() -> None:
-    """Restart in UTF-8 mode where Python was told to take all the world for ASCII.
+def _use_utf8() -> None:
+    """Restart in UTF-8 mode if Python uses ASCII for the names of files.
 
-    It leaves ASCII by itself in a C locale, unless PYTHONUTF8=0 forbids it; then a path
-    with other letters could not be written to a manifest, nor a translation printed.
+    Python does not use ASCII in a C locale unless PYTHONUTF8=0 forces it to. Then a
+    path with other letters could not be written to a manifest, and a translation could
+    not be printed.
     """
     if sys.getfilesystemencoding() == "ascii":
-        os.environ["PYTHONUTF8"] = "1"  # of all that is started from here, too
+        os.environ["PYTHONUTF8"] = "1"  # child processes inherit it
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

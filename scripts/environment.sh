@@ -1,4 +1,4 @@
-# Read by the other shell scripts from the repository root: makes .venv if need be.
+# Sourced by the other shell scripts in the repository root: creates .venv if needed.
 venv=.venv
 if [ ! -e $venv/.complete ]; then
   echo "No complete $venv yet: running scripts/setup.sh first."

@@ -1,9 +1,10 @@
-"""``scripts/setup.sh``: which Python it takes, and what it refuses."""
+"""``scripts/setup.sh``: its help, the interpreters it accepts, and the pins."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import pytest
 from conftest import ROOT
 
 
-def set_up(python: object) -> subprocess.CompletedProcess[str]:
+def set_up(python: object, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash", str(ROOT / "scripts" / "setup.sh")],
+        ["bash", str(ROOT / "scripts" / "setup.sh"), *options],
         env={**os.environ, "PYTHON": str(python)},
         capture_output=True,
         text=True,
@@ -37,6 +38,35 @@ def test_a_missing_or_broken_python_is_named(tmp_path):
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
     assert f"`{broken}` does not run" in set_up(broken).stderr
+
+
+def test_help_changes_nothing_and_a_typing_error_is_refused():
+    result = set_up("no-such-python", "--help")
+    assert result.returncode == 0
+    for text in ("PYTHON", "Downloads", "build of the platform", ".venv/setup.log"):
+        assert text in result.stdout
+    result = set_up("no-such-python", "--hlep")
+    assert result.returncode == 2
+    assert "unknown argument `--hlep`" in result.stderr
+
+
+def test_a_failed_build_names_the_missing_tools(tmp_path):
+    text = (ROOT / "scripts" / "setup.sh").read_text()
+    function = re.search(r"^explain_failed_build\(\) \{.*?^\}$", text, re.M | re.S)
+    assert function is not None
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\necho /no/such/Python.h\n")
+    python.chmod(0o755)
+    for name in ("df", "awk", "bash"):  # and no compiler
+        (python.parent / name).symlink_to(shutil.which(name) or "")
+    result = subprocess.run(
+        ["bash", "-c", f"{function[0]}\nvenv={tmp_path}\nexplain_failed_build"],
+        env={"PATH": str(python.parent)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "Missing: a C++ compiler" in result.stdout
+    assert "Missing: Python's headers, /no/such/Python.h" in result.stdout
+    assert "disk space" not in result.stdout
 
 
 @pytest.mark.skipif(
