@@ -18,7 +18,7 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 torch.set_num_threads(1)
 
 
-# A training that takes seconds; without `max_tokens` and how long it is.
+# A training that takes seconds; `max_tokens` and its length are to be added.
 TINY_TRAINING = {
     "arch": "lstm", "encoder_embed_dim": 8, "decoder_embed_dim": 8,
     "encoder_hidden_size": 8, "decoder_hidden_size": 8, "decoder_out_embed_dim": 8,
@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(
 
 
 def run_module(module: str, *args: object) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m MODULE ARGS`` as a user's shell would and keep its output."""
+    """Run ``python -m MODULE ARGS`` in the repository and capture its output."""
     command = [sys.executable, "-m", module, *map(str, args)]
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=300
@@ -116,10 +116,10 @@ def arch(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def trained_weights(task: Any) -> dict[str, Any]:
-    """Weights by architecture after some updates: gold is in the beam now and then.
+    """Weights by architecture after 60 updates; the reference is sometimes in the beam.
 
-    With initial weights all words are about equally likely, and rounding decides
-    every search.
+    With initial weights all words are about equally likely, so that rounding would
+    decide every search.
     """
     from fairseq.criterions.cross_entropy import CrossEntropyCriterion
 

@@ -1,4 +1,4 @@
-"""From raw text to a compared BLEU through the commands that a user types."""
+"""From raw text to a comparison of BLEU through the users' commands."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write_config(path: Path, **options: object) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus that ``prepare.py`` made, out of compressed files, by its own recipe."""
+    """A corpus that ``prepare.py`` made from a compressed file and a recipe."""
     folder = tmp_path_factory.mktemp("corpus")
     write_reversal_corpus(folder, sentences=300, seed=2)
     sides = {
@@ -136,7 +136,7 @@ def test_prepare_train_resume_evaluate_and_compare(corpus, tmp_path):
     assert "control" in table.stdout and f"{rows[-1]['bleu']:.2f}" in table.stdout
 
 
-def test_training_killed_at_any_moment_goes_on(corpus, tmp_path):
+def test_killed_training_resumes(corpus, tmp_path):
     config = write_config(
         tmp_path / "c.yaml", data=str(corpus), run=str(tmp_path / "run"),
         criterion="soft_beam_search", beam=3, max_update=40,

@@ -1,7 +1,8 @@
-"""One table: what a user may do wrong, and the message that he gets."""
+"""The table of users' mistakes and the messages that they get."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import sys
@@ -23,10 +24,9 @@ from fairseq_plugins.operators import get_sorted_operator, soft_topk, sorted_sof
 from fairseq_plugins.training.config import pin_inputs, read_config, training_arguments
 from fairseq_plugins.training.launch import _read_checkpoint, num_processes
 from fairseq_plugins.training.run_folder import RunFolder
-from fairseq_plugins.utils.errors import UserError
+from fairseq_plugins.utils.errors import UserError, run_command_line
 from fairseq_plugins.utils.files import read_json, read_lines
 from fairseq_plugins.utils.typed_yaml import read_dataclass
-
 
 TRAIN = {"arch": "lstm", "optimizer": "adam", "lr": 0.1, "max_tokens": 100}
 SCORES = torch.tensor([1.0, 2.0, 3.0])
@@ -268,14 +268,6 @@ OPERATORS = {
     "sorted k": (lambda: sorted_soft_topk(SCORES, 9, epsilon=1.0), "but is 9."),
     "operator": (lambda: get_sorted_operator("topk"), "but is 'topk'."),
 }  # fmt: skip
-TABLE = {
-    f"{group}: {name}": mistake
-    for group, mistakes in (
-        ("config", CONFIGS), ("train", TRAINING), ("run", RUNS), ("prepare", RECIPES),
-        ("evaluate", EVALUATION), ("operators", OPERATORS),
-    )
-    for name, mistake in mistakes.items()
-}  # fmt: skip
 CRITERION = [
     (dict(rho=1.5), "`--rho` must be between 0 and 1, but is 1.5."),
     (dict(beam=0), "`--beam` must be at least 1, but is 0."),
@@ -302,24 +294,6 @@ CRITERION = [
 ]
 
 
-@pytest.mark.parametrize("name", TABLE)
-def test_a_mistake_gets_a_message_that_says_what_and_how(name, here):
-    act, message = TABLE[name]
-    with pytest.raises(ValueError if name.startswith("operators") else UserError) as e:
-        act()
-    assert message in str(e.value)
-    assert not (here / "marker").exists()
-
-
-@pytest.mark.parametrize("given, message", CRITERION, ids=lambda v: str(v)[:40])
-def test_a_wrong_option_of_the_criterion_is_named_with_its_rule(
-    given, message, make_criterion
-):
-    with pytest.raises(ValueError) as error:
-        make_criterion(**given)
-    assert message in str(error.value)
-
-
 ARGUMENTS = [
     ("evaluate", ["run", "--beam", "0"], "must be 1 or more, but is 0"),
     ("evaluate", ["run", "--beam", "x"], "argument --beam: invalid"),
@@ -342,21 +316,46 @@ ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("script, arguments, message", ARGUMENTS)
-def test_a_wrong_command_line_is_answered_with_status_2(
-    script, arguments, message, here, monkeypatch, capsys
-):
-    import importlib
+# A mistake is a function, or options of the criterion, or a command line.
+TABLE: dict[str, tuple[Any, str]] = {
+    f"{group}: {name}": mistake
+    for group, mistakes in (
+        ("config", CONFIGS), ("train", TRAINING), ("run", RUNS), ("prepare", RECIPES),
+        ("evaluate", EVALUATION), ("operators", OPERATORS),
+        ("criterion", {str(given): (given, text) for given, text in CRITERION}),
+        ("script", {" ".join([name, *words]): ([name, *words], text)
+                    for name, words, text in ARGUMENTS}),
+    )
+    for name, mistake in mistakes.items()
+}  # fmt: skip
 
-    from fairseq_plugins.utils.errors import run_command_line
 
-    module = importlib.import_module(script)
-    monkeypatch.setattr(sys, "argv", [script, *arguments])
-    with pytest.raises(SystemExit) as end:
+@pytest.mark.parametrize("name", TABLE)
+def test_a_mistake_gets_a_message_that_names_it_and_the_rule(
+    name: str,
+    here: Path,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mistake, message = TABLE[name]
+    errors = ValueError if name.startswith(("operators", "criterion")) else UserError
+    with pytest.raises((errors, SystemExit)) as error:
+        if isinstance(mistake, dict):
+            request.getfixturevalue("make_criterion")(**mistake)
+        elif isinstance(mistake, list):
+            run_script(*mistake)
+        else:
+            mistake()
+    if isinstance(error.value, SystemExit):
+        assert error.value.code == 2
+        assert message in capsys.readouterr().err
+    else:
+        assert message in str(error.value)
+    assert not (here / "marker").exists()
+
+
+def run_script(name: str, *arguments: str) -> None:
+    module = importlib.import_module(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *arguments])
         run_command_line(module.main)
-    assert end.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-def test_the_table_is_long():
-    assert len(TABLE) + len(CRITERION) + len(ARGUMENTS) > 100
