@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import sys
 
 import pytest
 import results_tables
@@ -11,7 +12,7 @@ from conftest import ROOT
 from results_tables import choose_on_validation, merge_rows, read_rows
 from study import SCORE_KEY, STUDIES, list_runs
 
-from fairseq_plugins.utils.files import write_between
+from fairseq_plugins.utils.files import write_between, write_json
 
 
 @pytest.mark.parametrize("document, name", results_tables.TABLES)
@@ -24,12 +25,14 @@ def test_a_documents_table_shows_what_was_measured(document, name):
     ), "run scripts/dev/results_tables.py"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.csv")), ids=str)
-def test_a_file_of_results_is_complete_and_described(path):
-    rows = read_rows(path)
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in (ROOT / "results").glob("*.csv"))
+)
+def test_a_file_of_results_is_complete_and_described(name):
+    rows = read_rows(ROOT / "results" / name)
     assert rows and all(None not in row and None not in row.values() for row in rows)
     readme = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
-    assert f"`{path.name}`" in readme
+    assert f"`{name}`" in readme
 
 
 def test_the_gain_of_a_seed_is_averaged_over_both_tests(tmp_path, monkeypatch):
@@ -45,7 +48,14 @@ def test_the_gain_of_a_seed_is_averaged_over_both_tests(tmp_path, monkeypatch):
     monkeypatch.setattr(results_tables, "RESULTS", tmp_path)
     line = results_tables.TABLES["docs/results.md", "gains"]().splitlines()[2]
     cells = [cell.strip() for cell in line.split("|")[1:-1]]
-    assert cells == ["LSTM, De-En", "41.00", "42.00", "+1.00", "+0.00 to +2.00"]
+    assert cells == [
+        "LSTM",
+        "German-English",
+        "41.00",
+        "42.00",
+        "+1.00",
+        "+0.00 to +2.00",
+    ]
 
 
 def test_rows_with_the_same_key_are_replaced_and_others_kept(tmp_path):
@@ -101,3 +111,35 @@ def test_validation_chooses_by_the_widest_beam_and_common_seeds():
         for system, seed, beam, bleu in scores
     ]  # fmt: skip
     assert choose_on_validation(rows, ["a", "b"]) == "b"
+
+
+def test_accuracies_and_translations_with_neighbors_are_added_from_json(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(results_tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(results_tables, "TABLES", {})
+    value = {"value": 0.95, "low": 0.9, "high": 1.0}
+    knn = {
+        "on": "test",
+        "settings": {"data": "digits", "epsilons": {"soft": 10.0}},
+        "results": [
+            {"method": "soft", "title": "SOFT", "accuracy": value, "by_seed": [0.9, 1],
+             "difference_from_raw": value, "seconds_per_training": 2.0}
+        ],
+    }  # fmt: skip
+    knn_mt = [
+        {"system": "alone", "title": "test_2016_flickr", "beam": 5, "bleu": 41.0,
+         "chrf": 60.0, "hypothesis_tokens": 50, "reference_tokens": 40, "seconds": 1.0}
+    ]  # fmt: skip
+    write_json(tmp_path / "knn.json", knn)
+    write_json(tmp_path / "knn_mt.json", knn_mt)
+    arguments = ["--knn", tmp_path / "knn.json", "--knn-mt", tmp_path / "knn_mt.json"]
+    monkeypatch.setattr(sys, "argv", ["results_tables.py", *map(str, arguments)])
+    results_tables.main()
+    (line,) = results_tables.knn_digits().splitlines()[2:]
+    assert line == (
+        "| SOFT | 95.00 | 90.00 to 100.00 | 90.00 100.00 | - | - | +95.00 "
+        "| +90.00 to +100.00 |"
+    )
+    (line,) = results_tables.knn_translation().splitlines()[2:]
+    assert line == "| 2016 | model alone | 41.00 | 60.00 |  |  |"

@@ -1,25 +1,28 @@
 """Read and write the tables of results/, and fill in those of docs/ from them.
 
-    python scripts/dev/results_tables.py
+    python scripts/dev/results_tables.py [--knn FILE] [--knn-mt FILE]
 
 Every study and benchmark keeps its measurements in one CSV file of results/, whose
-README.md names the command for each. This command writes what documents show of them
+README.md names the command for each. This command writes the tables that documents show
 between ``<!-- NAME-begin -->`` and ``<!-- NAME-end -->``. A test fails when a document
-is out of date.
+is out of date. The options first add the JSON files that scripts/knn.py and
+scripts/knn_mt.py --json write.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import fcntl
 import functools
+import itertools
 import os
 import statistics
 from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
 from fairseq_plugins.utils.errors import run_command_line
-from fairseq_plugins.utils.files import write_atomically, write_between
+from fairseq_plugins.utils.files import read_json, write_atomically, write_between
 
 __all__ = ["RESULTS", "TABLES", "choose_on_validation", "merge_rows", "read_rows"]
 
@@ -28,9 +31,13 @@ RESULTS = ROOT / "results"
 
 VALID, TESTS = "valid", ("test_2016_flickr", "test_2017_flickr")
 TITLES = {VALID: "validation", TESTS[0]: "2016", TESTS[1]: "2017"}
-PAIRS = {"de-en": "De-En", "en-fr": "En-Fr", "en-de": "En-De"}
+PAIRS = {
+    "de-en": "German-English",
+    "en-fr": "English-French",
+    "en-de": "English-German",
+}
 MODELS = {"lstm": "LSTM", "transformer": "Transformer"}
-START = "30 epochs"  # of the main study: the best checkpoint of so much cross entropy
+START = "30 epochs"  # of cross entropy, from which the main study continues
 ATTENTIONS = {
     "start": "start of all others",
     "plain": "plain",
@@ -49,8 +56,7 @@ def read_rows(path: Path, **wanted: object) -> list[Row]:
     """Return the rows of a CSV file whose columns have the wanted values."""
     with open(path, encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    chosen = {name: str(value) for name, value in wanted.items()}
-    return [row for row in rows if all(row[k] == v for k, v in chosen.items())]
+    return _select(rows, **{name: str(value) for name, value in wanted.items()})
 
 
 def merge_rows(
@@ -92,19 +98,71 @@ def _format(value: Any) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--knn", type=Path, metavar="FILE")
+    parser.add_argument("--knn-mt", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    if options.knn:
+        _add_knn(read_json(options.knn))
+    if options.knn_mt:
+        _add_knn_mt(read_json(options.knn_mt))
     for (document, name), table in TABLES.items():
         write_between(ROOT / document, name, table())
 
 
+def _add_knn(summary: dict[str, Any]) -> None:
+    settings = summary["settings"]
+    rows = []
+    for result in summary["results"]:
+        row = {"data": settings["data"], "on": summary["on"]}
+        row |= {name: result[name] for name in ("method", "title")}
+        row |= _with_interval("accuracy", result["accuracy"])
+        row["accuracy_by_seed"] = " ".join(f"{x:.5f}" for x in result["by_seed"])
+        for other in ("raw", "ce"):
+            difference = result.get(f"difference_from_{other}", {})
+            row |= _with_interval(f"minus_{other}", difference)
+        row["epsilon"] = settings["epsilons"].get(result["method"])
+        row["seconds_per_training"] = result["seconds_per_training"]
+        rows.append(row)
+    merge_rows(RESULTS / "knn.csv", rows, ("data", "on", "method"))
+
+
+def _with_interval(name: str, value: Mapping[str, float]) -> dict[str, Any]:
+    ends = {"value": "", "low": "_low", "high": "_high"}
+    return {f"{name}{end}": value.get(key) for key, end in ends.items()}
+
+
+def _add_knn_mt(scores: list[dict[str, Any]]) -> None:
+    rows = [
+        {
+            "corpus": "multi30k", "pair": "de-en", "model": "lstm",
+            "system": score["system"], "seed": score.get("seed", 1),
+            "test": score["title"], "beam": score["beam"], "bleu": score["bleu"],
+            "chrf": score["chrf"],
+            "length_ratio": score["hypothesis_tokens"] / score["reference_tokens"],
+            "neighbors": score.get("num_neighbors"),
+            "bleu_p": score.get("bleu_p_value"), "chrf_p": score.get("chrf_p_value"),
+            **{name: score.get(name) for name in ("probes", "updates", "seconds",
+                                                  "share_of_neighbors",
+                                                  "temperature", "k")},
+        }
+        for score in scores
+    ]  # fmt: skip
+    key = ("corpus", "pair", "model", "system", "seed", "test", "beam")
+    merge_rows(RESULTS / "knn_mt.csv", rows, key)
+
+
 def beam_gains() -> str:
-    """Return the gain at beam 5 for each pair and model, averaged over both tests."""
+    """Return the gain at beam 5 for each model and pair, averaged over both tests."""
     scores = _scores()
     lines = []
-    for pair, model in _cells(scores):
+    for model, pair in _cells(scores):
         control, soft = (
             [
                 statistics.mean(
-                    scores[pair, model, system, seed, test] for test in TESTS
+                    scores[model, pair, system, seed, test] for test in TESTS
                 )
                 for seed in "123"
             ]
@@ -112,140 +170,125 @@ def beam_gains() -> str:
         )
         gains = [ours - theirs for ours, theirs in zip(soft, control)]
         lines.append([
-            f"{MODELS[model]}, {PAIRS[pair]}",
+            MODELS[model],
+            PAIRS[pair],
             f"{statistics.mean(control):.2f}",
             f"{statistics.mean(soft):.2f}",
             f"{statistics.mean(gains):+.2f}",
             f"{min(gains):+.2f} to {max(gains):+.2f}",
         ])  # fmt: skip
-    headings = ["model, pair", "control", "beam training", "gain", "gain by seed"]
-    return _markdown(headings, lines)
+    headings = ["model", "pair", "control", "SOFT beam training", "gain"]
+    return _markdown([*headings, "range over seeds"], lines)
 
 
 def beam_gains_by_test() -> str:
     """Return the gain on each text, with its interval, its seeds and chrF."""
     scores = _scores()
     compared = {
-        (row["pair"], row["model"], row["test"], row["beam"]): row
+        (row["model"], row["pair"], row["test"], row["beam"]): row
         for row in read_rows(
             RESULTS / "comparisons.csv",
             start=START, system="soft", control="control", seeds="1 2 3",
         )
     }  # fmt: skip
     lines = []
-    for pair, model in _cells(scores):
+    for model, pair in _cells(scores):
         for test in (VALID, *TESTS):
-            greedy, wide = (compared[pair, model, test, beam] for beam in "15")
+            greedy, wide = (compared[model, pair, test, beam] for beam in "15")
             by_seed = (
-                scores[pair, model, "soft", seed, test]
-                - scores[pair, model, "control", seed, test]
+                scores[model, pair, "soft", seed, test]
+                - scores[model, pair, "control", seed, test]
                 for seed in "123"
             )
+            (chrf,) = _numbers(wide, chrf_difference="+.2f")
+            ours, theirs = _numbers(
+                wide, length_ratio=".3f", control_length_ratio=".3f"
+            )
             lines.append([
-                f"{MODELS[model]}, {PAIRS[pair]}",
+                MODELS[model],
+                PAIRS[pair],
                 TITLES[test],
-                _gain(greedy, "bleu"),
-                _gain(wide, "bleu"),
+                _gain(greedy),
+                _gain(wide),
                 " ".join(f"{gain:+.2f}" for gain in by_seed),
-                f"{float(wide['chrf_difference']):+.2f} (p = {_p(wide['chrf_p'])})",
-                f"{float(wide['length_ratio']):.3f}; "
-                f"{float(wide['control_length_ratio']):.3f}",
+                f"{chrf} (p = {_p(wide['chrf_p'])})",
+                f"{ours}; {theirs}",
             ])  # fmt: skip
-    return _markdown(
-        ["model, pair", "text", "greedy", "beam 5", "beam 5 by seed", "chrF, beam 5",
-         "length; control's"],
-        lines,
-    )  # fmt: skip
+    headings = ["model", "pair", "text", "greedy", "beam 5", "beam 5 by seed"]
+    return _markdown([*headings, "chrF, beam 5", "length; control's"], lines)
+
+
+def _gain(row: Row) -> str:
+    gain, low, high = _numbers(
+        row, bleu_difference="+.2f", bleu_low="+.2f", bleu_high="+.2f"
+    )
+    return f"{gain} [{low}, {high}], p = {_p(row['bleu_p'])}"
 
 
 def beam_systems() -> str:
     """Return the scores of every system of the main study on both tests."""
     order = ("baseline", "control", "paper", "bso", "mrt", "soft")
     rows = read_rows(RESULTS / "beam_training.csv", start=START)
-    return _systems(rows, order, dict(zip(order, order)), TESTS)
+    return _systems(rows, {name: name for name in order}, TESTS)
 
 
 def beam_sizes() -> str:
     """Return BLEU by the size of the beam, seed 1."""
     beams = ("1", "2", "5", "10", "20", "50")
     rows = read_rows(RESULTS / "beam_training.csv", pair="de-en", start=START, seed=1)
-    compared = read_rows(
-        RESULTS / "comparisons.csv",
-        pair="de-en", start=START, system="soft", control="control", seeds="1",
-    )  # fmt: skip
-    p_values = {
-        (row["model"], row["test"], row["beam"]): f" (p = {_p(row['bleu_p'])})"
-        for row in compared
-    }
+    p_values = _p_values(pair="de-en", start=START, control="control")
     lines = []
-    for model in MODELS:
-        for test in TESTS:
-            for system, name in (("control", "control"), ("soft", "`risk`")):
-                bleu = {
-                    row["beam"]: f"{float(row['bleu']):.2f}"
-                    for row in rows
-                    if (row["model"], row["test"], row["system"])
-                    == (model, test, system)
-                }
-                lines.append([
-                    f"{MODELS[model]}, {TITLES[test]}",
-                    name,
-                    *(
-                        bleu[beam]
-                        + (p_values[model, test, beam] if system == "soft" else "")
-                        for beam in beams
-                    ),
-                ])  # fmt: skip
-    return _markdown(["model, test", "system", "beam 1", *beams[1:]], lines)
+    for model, test in itertools.product(MODELS, TESTS):
+        for system, title in (("control", "control"), ("soft", "`risk`")):
+            line = [MODELS[model], TITLES[test], title]
+            for beam in beams:
+                row = _find(rows, model=model, test=test, system=system, beam=beam)
+                line.append(_score_with_p(row, p_values))
+            lines.append(line)
+    return _markdown(["model", "test", "system", "beam 1", *beams[1:]], lines)
 
 
 def validation_choices() -> str:
     """Return everything that was tried on the validation text, with one seed."""
-    rows = read_rows(RESULTS / "beam_training.csv", test=VALID)
-    compared = {
-        (row["model"], row["start"], row["system"], row["beam"]): row
-        for row in read_rows(RESULTS / "comparisons.csv", test=VALID)
-        if row["seeds"] in ("1", "7")
-    }
+    rows = [
+        row
+        for row in read_rows(RESULTS / "beam_training.csv", test=VALID, pair="de-en")
+        if row["seed"] in ("1", "7")
+    ]
+    p_values = _p_values(test=VALID, pair="de-en")
     lines = []
     for row in rows:
-        if row["beam"] != "5" or row["pair"] != "de-en" or row["seed"] not in "17":
+        if row["beam"] != "5":
             continue
-        key = (row["model"], row["start"], row["system"])
-        greedy = next(r for r in rows if r["beam"] == "1" and _same_run(r, row))
+        same = {name: row[name] for name in ("model", "start", "system", "seed")}
+        greedy = _find(rows, **same, beam="1")
         lines.append([
-            f"{MODELS[row['model']]}, {row['start']}",
+            MODELS[row["model"]],
+            row["start"],
             row["system"],
             f"{int(row['updates']):,}",
             f"{float(row['seconds']) / 60:.0f}",
-            _score_with_p(greedy, compared.get((*key, "1"))),
-            _score_with_p(row, compared.get((*key, "5"))),
-            f"{float(row['chrf']):.2f}",
-            f"{float(row['ter']):.1f}",
-            f"{float(row['length_ratio']):.3f}",
+            _score_with_p(greedy, p_values),
+            _score_with_p(row, p_values),
+            *_numbers(row, chrf=".2f", ter=".1f", length_ratio=".3f"),
         ])  # fmt: skip
-    return _markdown(
-        ["model, start", "system", "updates", "minutes", "BLEU, greedy",
-         "BLEU, beam 5", "chrF", "TER", "length"],
-        lines,
-    )  # fmt: skip
+    headings = ["model", "start", "system", "updates", "minutes", "BLEU, greedy"]
+    return _markdown([*headings, "BLEU, beam 5", "chrF", "TER", "length"], lines)
 
 
 def beam_costs() -> str:
     """Return the time and memory of an update by the beam losses."""
     lines = []
     for row in read_rows(RESULTS / "training_cost.csv", study="beam"):
+        time, memory, megabytes = _numbers(
+            row, ratio=".1f", memory_ratio=".1f", megabytes=".0f"
+        )
         predicted = row["predicted_megabytes"]
         formula = f" ({float(predicted):.0f})" if predicted else ""
-        lines.append([
-            MODELS[row["model"]],
-            f"{int(row['vocabulary']):,}",
-            row["length"],
-            row["system"],
-            f"{float(row['ratio']):.1f} x",
-            f"{float(row['memory_ratio']):.1f} x",
-            f"{float(row['megabytes']):.0f}{formula}",
-        ])  # fmt: skip
+        size = [MODELS[row["model"]], f"{int(row['vocabulary']):,}", row["length"]]
+        lines.append(
+            [*size, row["system"], f"{time} x", f"{memory} x", megabytes + formula]
+        )
     headings = ["model", "V", "length", "system", "time", "memory", "MB (formula)"]
     return _markdown(headings, lines)
 
@@ -255,7 +298,7 @@ def attention_systems(tests: Sequence[str] = (VALID, *TESTS)) -> str:
     rows = read_rows(RESULTS / "topk_attention.csv")
     chosen = choose_on_validation(rows, SOFT_ATTENTIONS)
     titles = {**ATTENTIONS, chosen: f"**{ATTENTIONS[chosen]}**"}
-    return _systems(rows, list(ATTENTIONS), titles, tests)
+    return _systems(rows, titles, tests)
 
 
 def choose_on_validation(rows: Iterable[Row], systems: Sequence[str]) -> str:
@@ -263,9 +306,9 @@ def choose_on_validation(rows: Iterable[Row], systems: Sequence[str]) -> str:
 
     Systems are compared by their mean over the seeds that all of them have.
     """
-    scores: dict[str, dict[str, float]] = {system: {} for system in systems}
     ours = [r for r in rows if r["system"] in systems and r["test"] == VALID]
     widest = max(int(row["beam"]) for row in ours)
+    scores: dict[str, dict[str, float]] = {system: {} for system in systems}
     for row in ours:
         if int(row["beam"]) == widest:
             scores[row["system"]][row["seed"]] = float(row["bleu"])
@@ -275,46 +318,31 @@ def choose_on_validation(rows: Iterable[Row], systems: Sequence[str]) -> str:
 
 def attention_costs() -> str:
     """Return the time and memory of an update with top-k attention."""
-    lines = [
-        [
-            row["length"],
-            row["system"],
-            f"{float(row['ratio']):.2f} x",
-            f"{float(row['ratio_low']):.2f} to {float(row['ratio_high']):.2f}",
-            f"{float(row['memory_ratio']):.2f} x",
-        ]
-        for row in read_rows(RESULTS / "training_cost.csv", study="attention")
-    ]
+    lines = []
+    for row in read_rows(RESULTS / "training_cost.csv", study="attention"):
+        time, low, high, memory = _numbers(
+            row, ratio=".2f", ratio_low=".2f", ratio_high=".2f", memory_ratio=".2f"
+        )
+        case = [row["length"], row["system"]]
+        lines.append([*case, f"{time} x", f"{low} to {high}", f"{memory} x"])
     return _markdown(["length", "system", "time", "quartiles", "memory"], lines)
 
 
 def operator_times() -> str:
     """Return time, error and memory of the operators on one thread."""
     rows = read_rows(RESULTS / "operators.csv", threads=1)
-    times = [
-        [
-            f"{row['rows']}, {row['n']}, {row['k']}",
-            row["epsilon"],
-            row["operator"],
-            f"{float(row['ms']):.3g}",
-            f"{float(row['ratio']):.3g}",
-            f"{float(row['ratio_low']):.3g} to {float(row['ratio_high']):.3g}",
-            f"{float(row['error']):.0e}" if row["error"] else "",
-        ]
-        for row in rows
-        if row["kind"] != "memory"
-    ]
-    memory = [
-        [
-            f"{row['rows']}, {row['n']}, {row['k']}",
-            row["epsilon"],
-            f"{float(row['memory']):.1f}",
-        ]
-        for row in rows
-        if row["kind"] == "memory"
+    times, memory = [], []
+    for row in rows:
+        case = [f"{row['rows']}, {row['n']}, {row['k']}", row["epsilon"]]
+        if row["kind"] != "memory":
+            ms, ratio, low, high = _numbers(
+                row, ms=".3g", ratio=".3g", ratio_low=".3g", ratio_high=".3g"
+            )
+            error = f"{float(row['error']):.0e}" if row["error"] else ""
+            times.append([*case, row["operator"], ms, ratio, f"{low} to {high}", error])
         # PyTorch's own memory hides that of smaller inputs.
-        and int(row["rows"]) * int(row["n"]) >= 1_000_000
-    ]
+        elif int(row["rows"]) * int(row["n"]) >= 1_000_000:
+            memory.append([*case, *_numbers(row, memory=".1f")])
     headings = ["rows, n, k", "epsilon", "operator", "ms", "x torch.topk"]
     headings += ["quartiles", "error"]
     load = float(rows[0]["load"])
@@ -324,6 +352,30 @@ def operator_times() -> str:
     return "\n\n".join([caption, *tables])
 
 
+def knn_digits() -> str:
+    """Return the accuracies of k nearest neighbors on scikit-learn's digits."""
+    lines = []
+    for row in read_rows(RESULTS / "knn.csv", data="digits", on="test"):
+        line = [row["title"], f"{100 * float(row['accuracy']):.2f}"]
+        line += [_percent_interval(row, "accuracy", "")]
+        line += [" ".join(_percent(x) for x in row["accuracy_by_seed"].split())]
+        for name in ("minus_ce", "minus_raw"):
+            line += [_percent(row[name], "+"), _percent_interval(row, name, "+")]
+        lines.append(line)
+    headings = ["method", "accuracy, %", "95 % interval", "each seed"]
+    headings += ["minus kNN on cross entropy", "95 % interval"]
+    return _markdown([*headings, "minus pixels", "95 % interval"], lines)
+
+
+def _percent(value: str, sign: str = "") -> str:
+    return format(100 * float(value), f"{sign}.2f") if value else "-"
+
+
+def _percent_interval(row: Row, name: str, sign: str) -> str:
+    low, high = (_percent(row[f"{name}_{end}"], sign) for end in ("low", "high"))
+    return "-" if low == "-" else f"{low} to {high}"
+
+
 def knn_translation() -> str:
     """Return the scores of kNN-MT."""
     names = {"alone": "model alone", "softmax": "`softmax`", "soft": "`soft`"}
@@ -331,8 +383,7 @@ def knn_translation() -> str:
         [
             TITLES[row["test"]],
             names[row["system"]],
-            f"{float(row['bleu']):.2f}",
-            f"{float(row['chrf']):.2f}",
+            *_numbers(row, bleu=".2f", chrf=".2f"),
             _p(row["bleu_p"]),
             _p(row["chrf_p"]),
         ]
@@ -342,99 +393,87 @@ def knn_translation() -> str:
 
 
 def _scores() -> dict[tuple[str, ...], float]:
-    """Return BLEU at beam 5 by pair, model, system, seed and test."""
+    """Return BLEU at beam 5 by model, pair, system, seed and test."""
     return {
-        (r["pair"], r["model"], r["system"], r["seed"], r["test"]): float(r["bleu"])
+        (r["model"], r["pair"], r["system"], r["seed"], r["test"]): float(r["bleu"])
         for r in read_rows(RESULTS / "beam_training.csv", start=START, beam=5)
     }
 
 
 def _cells(scores: Iterable[tuple[str, ...]]) -> list[tuple[str, str]]:
-    """Return pairs and models in the order in which tables show them."""
-    found = {(pair, model) for pair, model, *_ in scores}
-    return sorted(found, key=lambda cell: (cell[1], cell[0]))
+    return sorted({(model, pair) for model, pair, *_ in scores})
 
 
-def _systems(
-    rows: Sequence[Row],
-    order: Sequence[str],
-    titles: Mapping[str, str],
-    tests: Sequence[str],
-) -> str:
-    """Return a line for each cell, test and system: means over seeds.
+def _systems(rows: list[Row], titles: Mapping[str, str], tests: Sequence[str]) -> str:
+    """Return a line for each model, pair, test and system: means over seeds.
 
     Minutes are medians, since one run on a shared machine would distort a mean.
     """
+    p_values = _p_values(start=rows[0]["start"])
     lines = []
-    for pair, model in sorted({(row["pair"], row["model"]) for row in rows}):
-        for test in tests:
-            for system in order:
-                ours = [
-                    row
-                    for row in rows
-                    if (row["pair"], row["model"], row["test"], row["system"])
-                    == (pair, model, test, system)
-                ]
-                greedy, wide = (
-                    [row for row in ours if row["beam"] == beam] for beam in "15"
-                )
-                if not wide:
-                    continue
-                lines.append([
-                    f"{MODELS[model]}, {PAIRS[pair]}",
-                    TITLES[test],
-                    titles[system],
-                    ", ".join(sorted({row["seed"] for row in wide})),
-                    f"{int(wide[0]['updates']):,}",
-                    f"{statistics.median(_column(wide, 'seconds')) / 60:.0f}",
-                    f"{statistics.mean(_column(greedy, 'bleu')):.2f}",
-                    f"{statistics.mean(_column(wide, 'bleu')):.2f}",
-                    f"{statistics.mean(_column(wide, 'chrf')):.2f}",
-                    _p_by_seed(wide),
-                ])  # fmt: skip
-    return _markdown(
-        ["model, pair", "text", "system", "seeds", "updates", "minutes",
-         "BLEU, greedy", "BLEU, beam 5", "chrF, beam 5", "p at beam 5 by seed"],
-        lines,
-    )  # fmt: skip
+    cells = sorted({(row["model"], row["pair"]) for row in rows})
+    for (model, pair), test, system in itertools.product(cells, tests, titles):
+        case = {"model": model, "pair": pair, "test": test, "system": system}
+        greedy, wide = (_select(rows, **case, beam=beam) for beam in "15")
+        if not wide:
+            continue
+        by_seed = [_p(p_values[key]) for row in wide if (key := _run(row)) in p_values]
+        lines.append([
+            MODELS[model],
+            PAIRS[pair],
+            TITLES[test],
+            titles[system],
+            ", ".join(row["seed"] for row in wide),
+            f"{int(wide[0]['updates']):,}",
+            f"{statistics.median(_column(wide, 'seconds')) / 60:.0f}",
+            f"{statistics.mean(_column(greedy, 'bleu')):.2f}",
+            f"{statistics.mean(_column(wide, 'bleu')):.2f}",
+            f"{statistics.mean(_column(wide, 'chrf')):.2f}",
+            ", ".join(by_seed) or "-",
+        ])  # fmt: skip
+    headings = ["model", "pair", "text", "system", "seeds", "updates", "minutes"]
+    headings += ["BLEU, greedy", "BLEU, beam 5", "chrF, beam 5", "p at beam 5 by seed"]
+    return _markdown(headings, lines)
+
+
+def _p_values(**wanted: object) -> dict[tuple[str, ...], str]:
+    """Return the p-value for BLEU of single runs, by `_run`."""
+    return {
+        _run({**row, "seed": row["seeds"]}): row["bleu_p"]
+        for row in read_rows(RESULTS / "comparisons.csv", **wanted)
+        if row["control"].split(":")[0] in ("control", "plain")
+    }
+
+
+def _run(row: Row) -> tuple[str, ...]:
+    names = ("model", "pair", "start", "system", "seed", "test", "beam")
+    return tuple(row[name] for name in names)
+
+
+def _select(rows: Iterable[Row], **wanted: str) -> list[Row]:
+    return [row for row in rows if all(row[k] == v for k, v in wanted.items())]
+
+
+def _find(rows: Iterable[Row], **wanted: str) -> Row:
+    (row,) = _select(rows, **wanted)
+    return row
 
 
 def _column(rows: Iterable[Row], name: str) -> list[float]:
     return [float(row[name]) for row in rows]
 
 
-def _p_by_seed(rows: Sequence[Row]) -> str:
-    """Return the p-values of runs against the control of the same seed."""
-    same = ("pair", "model", "start", "system", "test", "beam")
-    p_values = {
-        row["seeds"]: row["bleu_p"]
-        for row in read_rows(RESULTS / "comparisons.csv")
-        if all(row[name] == rows[0][name] for name in same)
-        and row["control"] in ("control", "plain")
-    }
-    seeds = sorted(row["seed"] for row in rows)
-    return ", ".join(_p(p_values[seed]) for seed in seeds if seed in p_values) or "-"
+def _numbers(row: Row, **formats: str) -> list[str]:
+    return [format(float(row[name]), form) for name, form in formats.items()]
 
 
-def _same_run(one: Row, other: Row) -> bool:
-    same = ("pair", "model", "start", "system", "seed", "test")
-    return all(one[name] == other[name] for name in same)
-
-
-def _gain(row: Row, metric: str) -> str:
-    gain, low, high = (
-        float(row[f"{metric}_{x}"]) for x in ("difference", "low", "high")
-    )
-    return f"{gain:+.2f} [{low:+.2f}, {high:+.2f}], p = {_p(row[f'{metric}_p'])}"
-
-
-def _score_with_p(row: Row, comparison: Row | None) -> str:
-    score = f"{float(row['bleu']):.2f}"
-    return f"{score} (p = {_p(comparison['bleu_p'])})" if comparison else score
+def _score_with_p(row: Row, p_values: Mapping[tuple[str, ...], str]) -> str:
+    p = p_values.get(_run(row))
+    return f"{float(row['bleu']):.2f}" + (f" (p = {_p(p)})" if p else "")
 
 
 def _p(value: str) -> str:
-    """Return a p-value with two digits, or four decimals where it is tiny."""
+    """Return a p-value with two decimals, or four where it is small."""
     if not value:
         return ""
     p = float(value)
