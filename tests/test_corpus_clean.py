@@ -151,7 +151,7 @@ def test_memory_for_duplicates_hardly_grows_with_the_corpus(tmp_path):
 
 
 def test_training_text_of_which_nothing_is_left_is_refused(tmp_path):
-    with pytest.raises(UserError, match="left of 2: 1 have an empty side and 1 are"):
+    with pytest.raises(UserError, match="of 2: 1 dropped empty, 1 dropped too long."):
         clean(tmp_path, [("a b c", "1"), ("", "2")], max_words=2)
     assert not list((tmp_path / "out").iterdir())
 

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from fairseq_plugins.corpus.extract import source_folder
-from fairseq_plugins.corpus.prepare import STAGES, prepare, shrink_for_smoke
+from fairseq_plugins.corpus.prepare import SMOKE_VOCABULARY, STAGES, prepare
 from fairseq_plugins.corpus.recipe import Recipe, load_recipe, recipe_names
 from fairseq_plugins.utils.arguments import at_least
 from fairseq_plugins.utils.errors import UserError, run_command_line
@@ -55,16 +55,17 @@ def prepare_corpus(runs: Path = Path("runs")) -> None:
 
 
 def _apply_options(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
-    changes = {
-        key: getattr(arguments, key)
-        for key in ("vocab_size", "model_type")
-        if getattr(arguments, key) is not None
-    }
-    if arguments.smoke:  # first: an explicit vocabulary size has precedence
-        recipe = shrink_for_smoke(recipe)
-    return dataclasses.replace(
-        recipe, subwords=dataclasses.replace(recipe.subwords, **changes)
+    vocab_size, model_type = arguments.vocab_size, arguments.model_type
+    if vocab_size is None:
+        vocab_size = recipe.subwords.vocab_size
+        if arguments.smoke:
+            vocab_size = min(vocab_size, SMOKE_VOCABULARY)
+    subwords = dataclasses.replace(
+        recipe.subwords,
+        vocab_size=vocab_size,
+        model_type=model_type or recipe.subwords.model_type,
     )
+    return dataclasses.replace(recipe, subwords=subwords)
 
 
 def _parse_arguments(runs: Path) -> argparse.Namespace:

@@ -19,7 +19,7 @@ import struct
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -33,27 +33,20 @@ __all__ = [
     "ENDINGS",
     "Dictionary",
     "EncodedText",
-    "TokenCounts",
     "binarize",
     "binary_names",
-    "count_tokens",
     "encode",
     "write_binary",
 ]
 
 ENDINGS = (".ids", ".lengths", ".pieces")
 _SENTENCES_AT_ONCE = 20_000
-_BYTES_AT_ONCE = 1 << 22
 # fairseq.data.indexed_dataset.MMapIndexedDataset.Index: magic, version, element type
 # and number of sentences, followed by an int32 length and an int64 offset for each.
 _HEADER = struct.Struct("<9sQBQ")
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
-_ELEMENT_TYPES: dict[int, np.dtype] = {
-    4: np.dtype("int32"),
-    8: np.dtype("uint16"),
-    9: np.dtype("uint32"),
-}
+_ELEMENT_TYPES: dict[int, np.dtype] = {8: np.dtype("uint16"), 9: np.dtype("uint32")}
 _MOST_IN_UINT16 = 65_500  # fairseq's limit of a dictionary for two bytes per token
 _SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 _END_ID, _UNKNOWN_ID = 2, 3
@@ -231,7 +224,7 @@ def binarize(
         pairs: the number of pairs of each subset; ``train`` makes the dictionary.
 
     Returns:
-        for each ``SUBSET.LANGUAGE`` the fields of :class:`TokenCounts`.
+        for each ``SUBSET.LANGUAGE`` the counts of :func:`write_binary`.
 
     Raises:
         UserError: the encoded text is not complete.
@@ -255,14 +248,13 @@ def binarize(
             dictionary.save(partial / f"dict.{language}.txt")
         for (subset, language), text in texts.items():
             prefix = partial / f"{subset}.{source_lang}-{target_lang}.{language}"
-            write_binary(text, prefix, dictionary)
-            counts = count_tokens(prefix)
-            if counts.sentences != pairs[subset]:
+            counts = write_binary(text, prefix, dictionary)
+            if counts["sentences"] != pairs[subset]:
                 raise UserError(
-                    f"{counts.sentences:,} sentences of {pairs[subset]:,} were written "
-                    f"to {prefix.name}."
+                    f"`{prefix.name}` must have {pairs[subset]:,} sentences, but has "
+                    f"{counts['sentences']:,}."
                 )
-            report[f"{subset}.{language}"] = counts._asdict()
+            report[f"{subset}.{language}"] = counts
         shutil.rmtree(destination, ignore_errors=True)
         os.replace(partial, destination)
     finally:
@@ -270,18 +262,28 @@ def binarize(
     return report
 
 
-def write_binary(text: EncodedText, prefix: Path, dictionary: Dictionary) -> None:
-    """Write ``prefix.bin`` and ``prefix.idx``; each sentence gets an end mark."""
+def write_binary(
+    text: EncodedText, prefix: Path, dictionary: Dictionary
+) -> dict[str, int]:
+    """Write ``prefix.bin`` and ``prefix.idx``; each sentence gets an end mark.
+
+    Returns:
+        the numbers of ``sentences``, ``tokens`` (with end marks) and ``unknown`` ones.
+    """
     code = 8 if len(dictionary) < _MOST_IN_UINT16 else 9
     element = _ELEMENT_TYPES[code]
     numbers = dictionary.ids(text.pieces).astype(element)
+    counts = {"sentences": 0, "tokens": 0, "unknown": 0}
     with write_atomically(Path(f"{prefix}.bin"), "wb") as binary:
         for ids, lengths in text.chunks():
             ends = np.cumsum(lengths, dtype=np.int64)
-            binary.write(np.insert(numbers[ids], ends, _END_ID).tobytes())
-    sentences = text.lengths_path.stat().st_size // 4
+            tokens = np.insert(numbers[ids], ends, _END_ID)
+            binary.write(tokens.tobytes())
+            counts["sentences"] += len(lengths)
+            counts["tokens"] += len(tokens)
+            counts["unknown"] += int(np.count_nonzero(tokens == _UNKNOWN_ID))
     with write_atomically(Path(f"{prefix}.idx"), "wb") as index:
-        index.write(_HEADER.pack(_MAGIC, _VERSION, code, sentences))
+        index.write(_HEADER.pack(_MAGIC, _VERSION, code, counts["sentences"]))
         for lengths in _read_lengths(text.lengths_path):
             index.write((lengths + 1).astype(np.int32).tobytes())
         start = 0
@@ -290,44 +292,4 @@ def write_binary(text: EncodedText, prefix: Path, dictionary: Dictionary) -> Non
             ends = start + np.cumsum(sizes)
             index.write((ends - sizes).tobytes())
             start = int(ends[-1])
-
-
-class TokenCounts(NamedTuple):
-    """The content of a ``.bin`` file; end marks are tokens."""
-
-    sentences: int
-    tokens: int
-    unknown: int
-
-
-def count_tokens(prefix: Path) -> TokenCounts:
-    """Count the tokens of ``prefix.bin`` and verify that ``prefix.idx`` belongs to it.
-
-    Args:
-        prefix: such as ``bin/train.de-en.de``.
-
-    Raises:
-        UserError: the two files do not belong together or are not fairseq's.
-    """
-    index, binary = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
-    try:
-        with open(index, "rb") as stream:
-            head = stream.read(_HEADER.size)
-        magic, _, element_code, sentences = _HEADER.unpack_from(head)
-        element = _ELEMENT_TYPES[element_code]
-        if magic != _MAGIC or index.stat().st_size != _HEADER.size + 12 * sentences:
-            raise ValueError
-    except (struct.error, ValueError, KeyError):
-        raise UserError(f"`{index}` is not an index that fairseq wrote.") from None
-    tokens = 0
-    if sentences:
-        lengths = np.memmap(index, np.int32, "r", _HEADER.size, (sentences,))
-        tokens = int(lengths.sum(dtype=np.int64))
-    if binary.stat().st_size != tokens * element.itemsize:
-        raise UserError(f"`{binary}` does not have the size that `{index}` states.")
-    unknown = 0
-    with open(binary, "rb") as stream:
-        while content := stream.read(_BYTES_AT_ONCE):
-            ids = np.frombuffer(content, element)
-            unknown += int(np.count_nonzero(ids == _UNKNOWN_ID))
-    return TokenCounts(sentences, tokens, unknown)
+    return counts

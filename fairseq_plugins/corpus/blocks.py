@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import itertools
 import multiprocessing
 import os
 import signal
@@ -20,7 +21,6 @@ __all__ = ["Block", "default_workers", "map_in_order", "split_into_blocks"]
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_CHUNK = 1 << 22
 # Enough lines that the overhead of a task is small, few enough that 16 workers share a
 # small corpus and that the blocks in flight fit in memory.
 LINES_PER_BLOCK = 10_000
@@ -47,25 +47,12 @@ def default_workers() -> int:
 
 def split_into_blocks(path: Path) -> list[Block]:
     """Return blocks of equally many lines; the last line must have its end, too."""
-    ends = [0]
-    place = count = 0
+    blocks, start = [], 0
     with open(path, "rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            newlines = chunk.count(b"\n")
-            if count + newlines < LINES_PER_BLOCK:
-                count += newlines
-            else:
-                start = -1
-                for _ in range(newlines):
-                    start = chunk.index(b"\n", start + 1)
-                    count += 1
-                    if count == LINES_PER_BLOCK:
-                        ends.append(place + start + 1)
-                        count = 0
-            place += len(chunk)
-    if ends[-1] != place:
-        ends.append(place)
-    return [Block(path, start, end - start) for start, end in zip(ends, ends[1:])]
+        while size := sum(map(len, itertools.islice(stream, LINES_PER_BLOCK))):
+            blocks.append(Block(path, start, size))
+            start += size
+    return blocks
 
 
 def map_in_order(

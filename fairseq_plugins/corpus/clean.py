@@ -219,22 +219,15 @@ def clean_training_text(
             pairs -= counts["dropped_duplicate"]
         counts["pairs"] = pairs
         if not pairs:
-            raise UserError(_describe_empty(counts))
+            dropped = ", ".join(
+                f"{count:,} {name.replace('_', ' ')}"
+                for name, count in counts.items()
+                if name.startswith("dropped") and count
+            )
+            raise UserError(
+                f"no training pair is left of {counts['read']:,}: {dropped}."
+            )
     return dict(counts)
-
-
-def _describe_empty(counts: collections.Counter[str]) -> str:
-    reasons = {
-        "dropped_empty": "have an empty side",
-        "dropped_too_long": "are too long",
-    }
-    dropped = [
-        f"{count:,} {reasons.get(name, 'break ' + name.removeprefix('dropped_'))}"
-        for name, count in counts.items()
-        if name.startswith("dropped") and (count or name in reasons)
-    ]
-    listed = ", ".join(dropped[:-1]) + " and " + dropped[-1]
-    return f"no training pair is left of {counts['read']:,}: {listed}."
 
 
 class _CleanBlock(NamedTuple):

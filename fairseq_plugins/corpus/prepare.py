@@ -25,7 +25,7 @@ from fairseq_plugins.corpus.stages import Stage, StageRunner, lock_output_dir
 from fairseq_plugins.corpus.subwords import SubwordModel
 from fairseq_plugins.utils.errors import UserError
 
-__all__ = ["STAGES", "prepare", "shrink_for_smoke"]
+__all__ = ["SMOKE_VOCABULARY", "STAGES", "prepare"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ STAGES = ("fetch", "extract", "clean", "subwords", "encode", "binarise")
 _BIN = "bin"
 # A tiny slice is enough to run all later steps, in minutes on a CPU.
 _SMOKE_PAIRS = {"train": 2000, "valid": 100, "test": 50}
-_SMOKE_VOCABULARY = 1000  # pieces that such a slice can fill
+SMOKE_VOCABULARY = 1000  # pieces that such a slice can fill
 
 
 def prepare(
@@ -81,14 +81,6 @@ def prepare(
             logger.info("Complete: fairseq-train reads `%s`.", out / _BIN)
         else:
             logger.info("`%s` is up to date; nothing to do.", out)
-
-
-def shrink_for_smoke(recipe: Recipe) -> Recipe:
-    """Return the recipe with a vocabulary that a tiny slice of it can fill."""
-    size = min(recipe.subwords.vocab_size, _SMOKE_VOCABULARY)
-    return dataclasses.replace(
-        recipe, subwords=dataclasses.replace(recipe.subwords, vocab_size=size)
-    )
 
 
 def _fetch_archives(located: Located, downloads: Path | None, smoke: bool) -> None:
@@ -364,16 +356,16 @@ def _shares_a_source(
     One is enough, because others may have been corrected since. If no file is there,
     for instance because downloads were deleted, the answer is yes.
     """
-    records = finished["stages"].values()
-    made = {name for record in records for name in record["outputs"]}
-    known: set[str] = set()
-    for record in records:
-        known.update(filter(None, record["settings"].get("sha256", ())))
-        known.update(d for name, d in record["inputs"].items() if name not in made)
-    declared, existing = set(), []
-    for part, *texts in (each[:3] for each in located.parts()):
-        declared |= {part.source.sha256, part.target.sha256}
-        existing += [text.path for text in texts if text.path.is_file()]
+    known: set[str | None] = set()
+    for record in finished["stages"].values():
+        known.update(record["settings"].get("sha256", ()), record["inputs"].values())
+    known.discard(None)
+    parts = located.parts()
+    declared = {
+        s.sha256 for each in parts for s in (each.part.source, each.part.target)
+    }
+    paths = [text.path for each in parts for text in (each.source, each.target)]
+    existing = [path for path in paths if path.is_file()]
     if known & declared or not existing:
         return True
     return any(runner.digest(path) in known for path in existing)

@@ -12,7 +12,7 @@ __all__ = ["progress_bar"]
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_LINES = 15.0
+SECONDS_BETWEEN_LINES = 15.0
 
 
 def progress_bar(
@@ -37,8 +37,8 @@ def progress_bar(
         unit=f" {unit}",
         unit_scale=True,
         miniters=1,
-        mininterval=0.2 if is_terminal else _SECONDS_BETWEEN_LINES,
-        delay=0 if is_terminal else _SECONDS_BETWEEN_LINES,
+        mininterval=0.2 if is_terminal else SECONDS_BETWEEN_LINES,
+        delay=0 if is_terminal else SECONDS_BETWEEN_LINES,
         ncols=None if is_terminal else 0,  # 0: numbers only
         file=sys.stderr if is_terminal else _LogLines(),
         leave=False,
