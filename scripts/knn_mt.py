@@ -98,21 +98,21 @@ def _parse() -> argparse.Namespace:
     add(
         "--neighbors",
         "--neighbours",
-        type=int,
+        type=at_least(2),
         default=defaults.num_neighbors,
         metavar="N",
         help=f"retrieved at each step (default: {defaults.num_neighbors})",
     )
     add(
         "--probes",
-        type=int,
+        type=at_least(0),
         default=defaults.probes,
         metavar="P",
         help="clusters that an approximate index searches (default: 0, exact search)",
     )
     add(
         "--updates",
-        type=int,
+        type=at_least(1),
         default=defaults.updates,
         metavar="N",
         help=f"updates of learning the weights (default: {defaults.updates})",

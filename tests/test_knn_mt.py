@@ -293,4 +293,4 @@ def test_the_command_names_what_is_wrong(run):
     assert done.returncode == 2 and "Did you mean `test`" in done.stderr
     done = python(script, run, "--neighbors", 1)
     assert done.returncode == 2
-    assert "`--neighbors` must be 2 or more, but is 1" in done.stderr
+    assert "must be 2 or more, but is 1" in done.stderr

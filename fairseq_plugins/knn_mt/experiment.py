@@ -32,7 +32,6 @@ from fairseq_plugins.knn_mt.gate import (
     retrieve,
 )
 from fairseq_plugins.training.config import digest_of_data
-from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import (
     read_json,
     read_lines,
@@ -130,15 +129,6 @@ class Options:
     probes: int = 0
     updates: int = 600
     seed: int = 1
-
-    def __post_init__(self) -> None:
-        for name, value, least in (
-            ("neighbors", self.num_neighbors, 2),
-            ("probes", self.probes, 0),
-            ("updates", self.updates, 1),
-        ):
-            if value < least:
-                raise UserError(f"`--{name}` must be {least} or more, but is {value}.")
 
 
 class Experiment:

@@ -17,7 +17,7 @@ const PANELS = [
 const FIRST_PANELS = 5;
 let runsDrawn = [];
 
-function curvePanel(place, panel) {
+function drawCurve(place, panel) {
   const runs = runsDrawn.filter((run) => DATA.runs[run].curves[panel.name]?.[0].length);
   if (!runs.length) return;
   const scale = panel.percent ? 100 : 1;
@@ -50,8 +50,8 @@ function showCurves() {
   const first = byId("curve-charts"), more = byId("more-curves").lastElementChild;
   clearCharts(first);
   clearCharts(more);
-  for (const panel of PANELS.slice(0, FIRST_PANELS)) curvePanel(first, panel);
-  if (byId("more-curves").open) for (const panel of PANELS.slice(FIRST_PANELS)) curvePanel(more, panel);
+  for (const panel of PANELS.slice(0, FIRST_PANELS)) drawCurve(first, panel);
+  if (byId("more-curves").open) for (const panel of PANELS.slice(FIRST_PANELS)) drawCurve(more, panel);
   byId("more-curves").hidden = !PANELS.slice(FIRST_PANELS).some((panel) =>
     runsDrawn.some((run) => DATA.runs[run].curves[panel.name]));
 }

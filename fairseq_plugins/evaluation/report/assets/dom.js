@@ -2,7 +2,7 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
 
-function filled(element, properties, children) {
+function fill(element, properties, children) {
   for (const [name, value] of Object.entries(properties || {})) {
     if (value === undefined || value === null || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
@@ -16,9 +16,9 @@ function filled(element, properties, children) {
   return element;
 }
 const h = (tag, properties, ...children) =>
-  filled(document.createElement(tag), properties, children);
+  fill(document.createElement(tag), properties, children);
 const s = (tag, properties, ...children) =>
-  filled(document.createElementNS(SVG, tag), properties, children);
+  fill(document.createElementNS(SVG, tag), properties, children);
 const byId = (id) => document.getElementById(id);
 
 const fixed = (value, digits = 2) =>
@@ -58,10 +58,10 @@ function dropDown(label, options, chosen, choose) {
 }
 
 // A table that its headings sort. Columns: {title, value, show}.
-function sortedTable(columns, rows, { caption, rowClass, sort, descending }) {
+function buildSortableTable(columns, rows, { caption, rowClass, sort, descending }) {
   const state = { column: sort ?? null, descending: descending ?? true };
   const head = h("tr"), body = h("tbody");
-  const fill = () => {
+  const showRows = () => {
     const order = [...rows];
     if (state.column !== null) {
       const { value } = columns[state.column];
@@ -82,11 +82,11 @@ function sortedTable(columns, rows, { caption, rowClass, sort, descending }) {
         const again = state.column === number;
         state.descending = again ? !state.descending : typeof column.value(rows[0]) !== "string";
         state.column = number;
-        fill();
+        showRows();
       },
     }, column.title)));
   });
-  fill();
+  showRows();
   return h("table", {}, h("caption", { class: "hidden" }, caption), h("thead", {}, head), body);
 }
 

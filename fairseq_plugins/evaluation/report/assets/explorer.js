@@ -1,7 +1,7 @@
 // The beam explorer: a choice of sentence, system, step and slot.
 const now = { sentence: 0, run: DATA.runs.length - 1, step: 0, ladder: 1, node: null, tree: null };
 
-function fateText(search) {
+function describeFate(search) {
   const { gold, finished, beam } = search;
   const mean = `${fixed(gold.score)} nats per token`, best = finished[0] && `${fixed(finished[0].score)}`;
   if (gold.fate === "best") return [h("strong", {}, "The search returned the reference itself"), `, at ${mean}.`];
@@ -20,7 +20,7 @@ function fateText(search) {
   return where;
 }
 
-function sayNode(search) {
+function describeNode(search) {
   const { node } = now, description = byId("description");
   if (!node) { description.textContent = "Click a column to choose a step, or a node to choose a hypothesis. Arrow keys work when the tree has the focus."; return; }
   const text = hypothesisText(node) || "(start)";
@@ -40,7 +40,7 @@ function showStep(search) {
   byId("step-name").textContent = `Step ${step + 1} of ${search.steps.length}`;
   byId("step-back").disabled = step === 0;
   byId("step-forward").disabled = step === search.steps.length - 1;
-  byId("candidates").replaceChildren(candidateTable(search, step, tree.columns, now.ladder));
+  byId("candidates").replaceChildren(buildCandidateTable(search, step, tree.columns, now.ladder));
 }
 
 function keepInView(column) {
@@ -58,7 +58,7 @@ function chooseStep(search, step) {
 function chooseNode(search, node) {
   now.node = node;
   now.tree.markNode(node);
-  sayNode(search);
+  describeNode(search);
   if (node.column) chooseStep(search, node.column - 1);
 }
 
@@ -74,7 +74,7 @@ function moveByKey(search, event) {
   chooseNode(search, columns[column][slot]);
 }
 
-function finishedTable(search) {
+function buildFinishedTable(search) {
   return h("table", {}, h("caption", { class: "hidden" }, "Finished hypotheses, best first"),
     h("thead", {}, h("tr", {}, ["#", "Finished hypothesis", "Score", "log p", "Tokens"].map((title, i) =>
       h("th", { scope: "col", style: i === 1 ? { textAlign: "left" } : {} }, title)))),
@@ -86,7 +86,7 @@ function key(kind, text) {
   return h("span", {}, h("i", { class: kind, "aria-hidden": "true" }), text);
 }
 
-function stage(search) {
+function drawStage(search) {
   now.tree = drawTree(search, {
     ladder: now.ladder, onStep: (step) => chooseStep(search, step), onNode: (node) => chooseNode(search, node),
   });
@@ -98,7 +98,7 @@ function stage(search) {
       h("span", {}, "· continues a word")));
 }
 
-function stepper(search) {
+function drawStepper(search) {
   const to = (step) => () => chooseStep(search, step());
   return h("div", { class: "stepper" },
     h("h3", { id: "step-name" }),
@@ -108,10 +108,10 @@ function stepper(search) {
     segments("Smoothing of the SOFT top-k", search.epsilons.map((epsilon) => `ε = ${Number(epsilon.toPrecision(3))}`), now.ladder, (ladder) => {
       now.ladder = ladder;
       const left = byId("tree").scrollLeft;
-      document.querySelector(".stage").replaceWith(stage(search));
+      document.querySelector(".stage").replaceWith(drawStage(search));
       byId("tree").scrollLeft = left;
       now.node = null;
-      sayNode(search);
+      describeNode(search);
       showStep(search);
     }));
 }
@@ -125,16 +125,16 @@ function showSearch() {
   const pair = h("div", { class: "pair" },
     h("div", {}, h("h4", {}, `Source, ${DATA.languages[0]}`), h("p", { lang: DATA.languages[0], dir: "auto" }, sentence.source)),
     h("div", {}, h("h4", {}, "Reference"), h("p", { lang: DATA.languages[1], dir: "auto" }, sentence.reference)));
-  byId("search").replaceChildren(choice, pair, h("div", { class: "fate", id: "fate" }, h("p", {}, fateText(search))), stage(search), stepper(search),
+  byId("search").replaceChildren(choice, pair, h("div", { class: "fate", id: "fate" }, h("p", {}, describeFate(search))), drawStage(search), drawStepper(search),
     h("p", { class: "note small" }, `Candidates are ranked by their scores, the sums of log p; the beam keeps the ${search.beam} best that do not end. “In” is the SOFT top-${search.beam} membership of a candidate, and the last columns are its shares of the slots by the sorted operator, both in percent. The middle ε is that of the run. The dashed line is the edge of the beam.`),
     h("div", { class: "scroll", id: "candidates", tabindex: "0", role: "region", "aria-label": "Candidates of the step" }),
-    h("div", { class: "scroll found", tabindex: "0", role: "region", "aria-label": "Finished hypotheses" }, finishedTable(search)));
+    h("div", { class: "scroll found", tabindex: "0", role: "region", "aria-label": "Finished hypotheses" }, buildFinishedTable(search)));
   for (const button of document.querySelectorAll(".sentences button")) {
     const isHere = Number(button.dataset.sentence) === now.sentence;
     if (isHere) button.setAttribute("aria-current", "true");
     else button.removeAttribute("aria-current");
   }
-  sayNode(search);
+  describeNode(search);
   showStep(search);
   keepInView(now.step + 2);
 }

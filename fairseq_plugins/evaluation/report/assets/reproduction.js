@@ -1,5 +1,5 @@
 // Configurations side by side, commands and versions.
-function configTable() {
+function buildConfigTable() {
   const keys = [...new Set(DATA.runs.flatMap((run) => Object.keys(run.config)))];
   const cell = (run, name) => run.config[name] ?? "–";
   const differs = (name) => new Set(DATA.runs.map((run) => cell(run, name))).size > 1;
@@ -28,7 +28,7 @@ function showReproduction() {
   ]);
   byId("reproduction-content").append(
     h("p", { class: "note" }, "Options that differ between the runs come first."),
-    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Configurations" }, configTable()),
+    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Configurations" }, buildConfigTable()),
     h("details", { open: DATA.runs.length <= 3 }, h("summary", {}, "Training commands"), commands),
     h("h3", {}, h("span", {}, "This report"), DATA.command && copyButton(DATA.command)),
     ...(DATA.command ? [h("pre", {}, DATA.command)] : []),

@@ -10,7 +10,7 @@ const ORDERS = [
 ];
 
 // Two lists of booleans: the words of two lines in a longest common subsequence.
-function common(ours, theirs) {
+function findCommon(ours, theirs) {
   const lengths = Array.from({ length: ours.length + 1 }, () => new Uint16Array(theirs.length + 1));
   for (let i = ours.length - 1; i >= 0; i--) {
     for (let j = theirs.length - 1; j >= 0; j--) {
@@ -31,10 +31,10 @@ function common(ours, theirs) {
 const words = (text) => text.match(/\s*(?:[\p{L}\p{N}]+(?:['’-][\p{L}\p{N}]+)*|[^\s\p{L}\p{N}])/gu) || [];
 const bare = (parts) => parts.map((part) => part.trim());
 
-function marked(text, other, reference) {
+function markDifferences(text, other, reference) {
   const ours = words(text);
-  const same = common(bare(ours), bare(words(view.marks === "systems" ? other : reference)))[0];
-  const inGold = common(bare(ours), bare(words(reference)))[0];
+  const same = findCommon(bare(ours), bare(words(view.marks === "systems" ? other : reference)))[0];
+  const inGold = findCommon(bare(ours), bare(words(reference)))[0];
   const parts = [];
   for (let i = 0; i < ours.length; i++) {
     if (same[i]) { parts.push(ours[i]); continue; }
@@ -54,7 +54,7 @@ function changeOf(sentence) {
   return sentence[view.metric][view.right] - sentence[view.metric][view.left];
 }
 
-function chosenSamples() {
+function selectSamples() {
   const needle = view.words.trim().toLocaleLowerCase();
   const found = DATA.samples.sentences.filter((sentence) => !needle ||
     [sentence.source, sentence.reference, sentence.hypotheses[view.left], sentence.hypotheses[view.right]]
@@ -67,12 +67,12 @@ function chosenSamples() {
   return found.sort((one, other) => key(one) - key(other) || one.number - other.number);
 }
 
-function sampleCard(sentence) {
+function buildSample(sentence) {
   const change = changeOf(sentence);
   const text = (kind, title, body, score, lang) => h("div", { class: kind },
     h("h4", {}, title, score && h("span", { class: "score" }, score)), h("p", { lang, dir: "auto" }, body));
   const system = (run, other) => text("system", [dot(run), nameOf(run)],
-    marked(sentence.hypotheses[run], sentence.hypotheses[other], sentence.reference),
+    markDifferences(sentence.hypotheses[run], sentence.hypotheses[other], sentence.reference),
     `BLEU ${fixed(sentence.bleu[run], 1)} · chrF ${fixed(sentence.chrf[run], 1)}`, DATA.languages[1]);
   const inExplorer = DATA.explorer?.sentences.findIndex((one) => one.number === sentence.number) ?? -1;
   return h("article", { class: "sample", "data-change": change.toFixed(1), "data-number": sentence.number },
@@ -88,8 +88,8 @@ function sampleCard(sentence) {
 }
 
 function showSamples() {
-  const found = chosenSamples();
-  byId("samples").replaceChildren(...found.slice(0, view.count).map(sampleCard));
+  const found = selectSamples();
+  byId("samples").replaceChildren(...found.slice(0, view.count).map(buildSample));
   byId("sample-count").textContent = `${grouped(Math.min(view.count, found.length))} of ${grouped(found.length)} shown`;
   byId("more-samples").hidden = found.length <= view.count;
 }

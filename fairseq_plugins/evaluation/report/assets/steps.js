@@ -19,7 +19,7 @@ function prefixText(text) {
   return text.length > most ? `… ${text.slice(-most).replace(/^\S*\s/, "")}` : text;
 }
 
-function candidateRow(search, step, number, before, ladder) {
+function buildCandidateRow(search, step, number, before, ladder) {
   const [origin, piece, score, alone] = step.candidates[number];
   const isGold = number === step.gold, fate = fateOf(step, number);
   const shares = step.shares[ladder][number] || [];
@@ -31,7 +31,7 @@ function candidateRow(search, step, number, before, ladder) {
     heatCell(step.members[ladder][number]), shares.map(heatCell));
 }
 
-function endRow(search, step, end, before) {
+function buildEndRow(search, step, end, before) {
   const [slot, score, alone, finishes] = end;
   const isGold = step.gold === step.candidates.length + slot;
   return h("tr", { class: `${isGold ? "gold" : ""} ${finishes ? "" : "out"}` },
@@ -42,7 +42,7 @@ function endRow(search, step, end, before) {
     h("td", { class: "heat" }), Array.from({ length: search.beam }, () => h("td", { class: "heat" })));
 }
 
-function candidateTable(search, number, columns, ladder) {
+function buildCandidateTable(search, number, columns, ladder) {
   const step = search.steps[number], before = columns[number] || [];
   const titles = ["#", "Hypothesis and its new token", "log p", "Score", "Fate", "In, %",
     ...Array.from({ length: search.beam }, (_, slot) => `Slot ${slot + 1}`)];
@@ -51,6 +51,6 @@ function candidateTable(search, number, columns, ladder) {
   return h("table", {},
     h("caption", { class: "hidden" }, `Candidates of step ${number + 1}; memberships and shares of the slots in percent`),
     h("thead", {}, h("tr", {}, titles.map((title, i) => h("th", { scope: "col", class: i === 1 && "prefix" }, title)))),
-    h("tbody", {}, step.candidates.map((_, each) => candidateRow(search, step, each, before, ladder)),
-      ends.sort((a, b) => b[1] - a[1]).map((end) => endRow(search, step, end, before))));
+    h("tbody", {}, step.candidates.map((_, each) => buildCandidateRow(search, step, each, before, ladder)),
+      ends.sort((a, b) => b[1] - a[1]).map((end) => buildEndRow(search, step, end, before))));
 }

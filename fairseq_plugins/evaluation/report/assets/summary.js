@@ -7,15 +7,15 @@ const rowOf = (test, run, beam) =>
 
 const systemName = (row) => (row.system === undefined ? nameOf(row.run) : DATA.systems[row.system].label);
 
-function finding(test) {
+function describeFinding(test) {
   const seeds = DATA.systems[0].seeds;
-  if (seeds > 1) return findingOf(test.pooled.filter((row) => row.beam === test.beam), `, over ${seeds} seeds`);
+  if (seeds > 1) return describeChange(test.pooled.filter((row) => row.beam === test.beam), `, over ${seeds} seeds`);
   const others = DATA.runs.map((_, run) => run).slice(1);
   const rows = others.map((run) => rowOf(test, run, test.beam)).filter((row) => row.change !== undefined);
-  return findingOf([rowOf(test, control, test.beam), ...rows], "");
+  return describeChange([rowOf(test, control, test.beam), ...rows], "");
 }
 
-function findingOf([base, ...rows], how) {
+function describeChange([base, ...rows], how) {
   if (!rows.length) return `${systemName(base)}: ${fixed(base.bleu)} BLEU at beam ${base.beam}${how}`;
   const best = rows.reduce((one, other) => (other.change > one.change ? other : one));
   const size = Math.abs(best.change);
@@ -24,14 +24,14 @@ function findingOf([base, ...rows], how) {
   return `${systemName(best)} is ${fixed(size)} BLEU ${where} ${systemName(base)}${how}`;
 }
 
-function verdictOf(row) {
+function describeRow(row) {
   if (row.p_bleu === undefined) return "control";
   const chance = row.p_bleu < 0.05 ? "unlikely to be chance" : "may be chance";
   return [h("strong", { class: row.p_bleu < 0.05 ? tone(row.change) : "" }, signed(row.change)),
     ` against the control: ${chance} (p ${row.p_bleu < 0.001 ? "" : "= "}${pValue(row.p_bleu)})`];
 }
 
-function cards(test) {
+function showCards(test) {
   const rows = DATA.runs.map((_, run) => rowOf(test, run, test.beam));
   const low = Math.min(...rows.map((row) => row.ci[0])), high = Math.max(...rows.map((row) => row.ci[1]));
   const at = (value) => `${(100 * (value - low)) / Math.max(high - low, 1e-9)}%`;
@@ -47,10 +47,10 @@ function cards(test) {
       h("span", { class: "bar-of", style: { left: at(row.ci[0]), right: `calc(100% - ${at(row.ci[1])})` } }),
       h("span", { class: "control", style: { left: at(rows[control].bleu) } }),
       h("span", { class: "at", style: { left: at(row.bleu) } })),
-      h("p", { class: "verdict" }, verdictOf(row)))));
+      h("p", { class: "verdict" }, describeRow(row)))));
 }
 
-function beamChart(place, test) {
+function drawBeamChart(place, test) {
   const beams = [...new Set(test.rows.map((row) => row.beam))].sort((a, b) => a - b);
   const data = (run) => beams.map((beam) => rowOf(test, run, beam)?.bleu ?? null);
   chart(place, {
@@ -68,7 +68,7 @@ function beamChart(place, test) {
   });
 }
 
-function lengthChart(place, test) {
+function drawLengthChart(place, test) {
   const { buckets, counts, bleu } = test.lengths;
   const labels = buckets.map(([first, last]) => (first === last ? `${first}` : `${first}–${last}`));
   const numbers = h("table", {},
@@ -95,7 +95,7 @@ function lengthChart(place, test) {
   });
 }
 
-function scoreTable(test) {
+function buildScoreTable(test) {
   const number = (title, name, show) => ({ title, value: (row) => row[name], show: (row) => show(row[name]) });
   const rows = [...test.pooled, ...test.rows];
   const extras = [...new Set(rows.flatMap((row) => Object.keys(row.extra)))];
@@ -129,7 +129,7 @@ function scoreTable(test) {
     { title: "Training (min)", value: (row) => mean(row, "seconds"), show: (row) => fixed(mean(row, "seconds") / 60, 1) },
     { title: "Checkpoint", value: (row) => row.checkpoint, show: (row) => row.checkpoint.replace(/^checkpoint_|\.pt$/g, "") },
   ];
-  return sortedTable(columns, rows, {
+  return buildSortableTable(columns, rows, {
     caption: `Scores on ${test.title}`,
     rowClass: (row) => [row.beam === test.beam && "judged", isPooled(row) && "pooled"].filter(Boolean).join(" ") || null,
   });
@@ -137,14 +137,14 @@ function scoreTable(test) {
 
 function showTest() {
   const test = DATA.tests[testNumber];
-  byId("finding").textContent = finding(test);
+  byId("finding").textContent = describeFinding(test);
   byId("lead").textContent = `On the ${grouped(test.sentences)} sentences of ${test.title}, translated with beam ${test.beam}.`;
-  cards(test);
+  showCards(test);
   const place = byId("score-charts");
   clearCharts(place);
-  beamChart(place, test);
-  lengthChart(place, test);
-  byId("score-table").replaceChildren(scoreTable(test));
+  drawBeamChart(place, test);
+  drawLengthChart(place, test);
+  byId("score-table").replaceChildren(buildScoreTable(test));
   byId("signatures").textContent = `Signatures: ${test.signatures.join("  ·  ")}`;
 }
 

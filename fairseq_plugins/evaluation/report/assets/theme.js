@@ -2,7 +2,7 @@
 const THEMES = [["auto", "◐", "Auto"], ["light", "○", "Light"], ["dark", "●", "Dark"]];
 const themeListeners = [];
 
-function remembered() {
+function readTheme() {
   try { return localStorage.getItem("report-theme"); } catch { return null; }
 }
 
@@ -22,7 +22,7 @@ byId("theme").addEventListener("click", () => {
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
   themeListeners.forEach((listener) => listener()));
-setTheme(remembered() || "auto");
+setTheme(readTheme() || "auto");
 
 const cssColor = (name) =>
   getComputedStyle(document.documentElement).getPropertyValue(name).trim();

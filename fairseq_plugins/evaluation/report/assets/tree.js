@@ -37,22 +37,22 @@ const hypothesisText = (node) => pieceText(pathTo(node).slice(1).map((each) => e
 const xOf = (column) => BOX.left + column * BOX.column;
 const yOf = (slot) => BOX.top + slot * BOX.row;
 
-function edge(node, parent, kind) {
+function drawEdge(node, parent, kind) {
   const x0 = xOf(parent.column) + BOX.width, y0 = yOf(parent.slot) + BOX.height / 2;
   const x1 = xOf(node.column), y1 = yOf(node.slot) + BOX.height / 2, bend = (x1 - x0) / 2 + 4;
   return s("path", { class: `edge ${kind}`, d: `M${x0} ${y0}C${x0 + bend} ${y0} ${x1 - bend} ${y1} ${x1} ${y1}` });
 }
 
-const clipped = (text, most = 11) => ([...text].length > most ? [...text].slice(0, most - 1).join("") + "…" : text);
+const clip = (text, most = 11) => ([...text].length > most ? [...text].slice(0, most - 1).join("") + "…" : text);
 
-function nodeMark(node, choose) {
+function drawNode(node, choose) {
   const kinds = ["node", node.best && "best", node.gold && "gold", !node.alive && !node.lost && "dead", node.lost && "lost"];
   const text = node.parent || node.lost ? shownPiece(node.piece) : "start";
   const mark = s("g", { class: kinds.filter(Boolean).join(" "), onclick: () => choose(node), "data-column": node.column, "data-slot": node.slot },
     s("title", {}, `${text}  ${fixed(node.score)}`),
     s("rect", { x: xOf(node.column), y: yOf(node.slot), width: BOX.width, height: BOX.height, rx: 7 }),
     s("text", { x: xOf(node.column) + BOX.width / 2, y: yOf(node.slot) + 16.5, "text-anchor": "middle" },
-      clipped(text)));
+      clip(text)));
   if (node.ends) {
     mark.append(s("g", { class: `end ${node.ends.rank === 0 ? "first" : ""}` },
       s("circle", { cx: xOf(node.column) + BOX.width, cy: yOf(node.slot), r: 8 }),
@@ -63,7 +63,7 @@ function nodeMark(node, choose) {
 }
 
 // The reference where it was pruned: a node outside of the beam.
-function lostNode(search, columns) {
+function findLostNode(search, columns) {
   const { lost } = search.gold;
   if (lost === null) return null;
   const step = search.steps[lost], ends = step.gold >= step.candidates.length;
@@ -74,7 +74,7 @@ function lostNode(search, columns) {
   return { piece, score, parent, column: lost + 1, slot: search.beam, gold: true, lost: true };
 }
 
-function heatRows(search, ladder, top, chosen) {
+function drawHeatRows(search, ladder, top, chosen) {
   const marks = [];
   search.steps.forEach((step, number) => {
     step.members[ladder].slice(0, step.candidates.length).forEach((percent, rank) => {
@@ -90,7 +90,7 @@ function heatRows(search, ladder, top, chosen) {
 
 // Draw the tree. `onStep` and `onNode` are called with the chosen step or node.
 function drawTree(search, { ladder, onStep, onNode }) {
-  const columns = slotsOf(search), lost = lostNode(search, columns);
+  const columns = slotsOf(search), lost = findLostNode(search, columns);
   const lanes = search.beam + (lost ? 1 : 0);
   const heatTop = yOf(lanes) + 22;
   const pool = Math.max(...search.steps.map((step) => step.candidates.length), 0);
@@ -106,13 +106,13 @@ function drawTree(search, { ladder, onStep, onNode }) {
   for (const node of [...nodes].sort((a, b) => rank(a) - rank(b))) {
     if (!node.parent) continue;
     const kind = node.lost ? "gold lost" : node.gold ? "gold" : node.best ? "best" : node.alive ? "alive" : "";
-    svg.append(node.edge = edge(node, node.parent, kind));
+    svg.append(node.edge = drawEdge(node, node.parent, kind));
   }
-  svg.append(...nodes.map((node) => nodeMark(node, onNode)));
+  svg.append(...nodes.map((node) => drawNode(node, onNode)));
   svg.append(
     s("text", { class: "faint", x: 10, y: heatTop + 8 }, "memberships"),
     s("text", { class: "faint", x: 10, y: heatTop + 22 }, "best first"),
-    ...heatRows(search, ladder, heatTop, onStep),
+    ...drawHeatRows(search, ladder, heatTop, onStep),
     s("line", { class: "edge-of-beam", x1: xOf(1) - 8, x2: width, y1: heatTop + search.beam * BOX.heat - 0.5, y2: heatTop + search.beam * BOX.heat - 0.5 }));
   return {
     svg, columns, lost,
