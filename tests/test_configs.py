@@ -85,7 +85,7 @@ def test_every_file_that_the_readme_names_is_there():
 def test_the_page_on_top_k_attention_has_every_option_with_its_default(task):
     from argparse import ArgumentParser, Namespace
 
-    from fairseq_plugins.models.topk_options import TopkSettings, add_options
+    from fairseq_plugins.models.topk_attention import TopkSettings, add_options
 
     parser, defaults = ArgumentParser(), Namespace()
     add_options(parser)

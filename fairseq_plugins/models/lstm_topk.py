@@ -8,8 +8,8 @@ from typing import Any
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.lstm import LSTMModel, base_architecture
 
-from fairseq_plugins.models.topk_attention import TopkAttentionLayer
-from fairseq_plugins.models.topk_options import (
+from fairseq_plugins.models.topk_attention import (
+    TopkAttentionLayer,
     TopkSettings,
     add_options,
     fill_in_defaults,
@@ -24,7 +24,6 @@ class LSTMTopkModel(LSTMModel):
 
     @staticmethod
     def add_args(parser: argparse.ArgumentParser) -> None:
-        """Add the LSTM's options and those of top-k attention."""
         LSTMModel.add_args(parser)
         add_options(parser)
 
@@ -33,7 +32,7 @@ class LSTMTopkModel(LSTMModel):
         """Build fairseq's model and replace its attention.
 
         Raises:
-            ValueError: an option is out of its range or unfit for an LSTM.
+            ValueError: an option is out of its range or does not apply to an LSTM.
         """
         settings = TopkSettings.from_args(args)
         if settings.attentions != ("cross",) or settings.layers is not None:
@@ -42,7 +41,8 @@ class LSTMTopkModel(LSTMModel):
                 "LSTM, which has one attention."
             )
         model: LSTMTopkModel = super().build_model(args, task)
-        TopkAttentionLayer.take_over(model.decoder.attention, settings)
+        decoder = model.decoder
+        decoder.attention = TopkAttentionLayer(decoder.attention, settings)
         return model
 
 

@@ -37,7 +37,7 @@ def train(data: Path, save_dir: Path, *options: object) -> str:
 def checkpoints(
     tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """A plain checkpoint, and one that goes on from it in both ways of the paper."""
+    """A plain checkpoint, and one with top-k attention and beam loss from it."""
     folder = tmp_path_factory.mktemp("commands")
     train(tiny_data, folder / "plain", "--arch", "transformer", "--max-epoch", "4")
     plain = folder / "plain" / "checkpoint_last.pt"
@@ -55,7 +55,9 @@ def checkpoints(
     return {"plain": plain, "topk": folder / "topk" / "checkpoint_last.pt"}
 
 
-def test_training_for_the_beam_goes_on_with_top_k_from_a_plain_checkpoint(checkpoints):
+def test_a_plain_checkpoint_continues_with_topk_attention_in_the_beam(
+    checkpoints,
+):
     before, after = (torch.load(checkpoints[name])["model"] for name in checkpoints)
     added = after.keys() - before.keys()
     assert added and all(name.endswith("topk.updates") for name in added)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from argparse import Namespace
 from typing import Any
 
 import pytest
 import torch
 from conftest import _build
 
+from fairseq_plugins.models.topk_attention import TopkMultiheadAttention
+
 ALL = {"transformer_topk": "cross,decoder,encoder", "lstm_topk": "cross"}
 KINDS = {
     "soft": dict(topk_k=2.5, topk_epsilon=0.7),
     "hard": dict(topk_operator="hard", topk_k=3),
-    "learnt": dict(topk_k=2.5, topk_learn="both"),
+    "learned": dict(topk_k=2.5, topk_learn="both"),
 }
 kinds = pytest.mark.parametrize("options", KINDS.values(), ids=list(KINDS))
 
@@ -114,28 +117,73 @@ def test_weights_that_attention_returns_are_those_of_the_operator(
         assert (weights > 0).sum(-1).max() <= 3 * heads
 
 
-def test_attentions_and_layers_are_the_ones_named(make_model):
-    from fairseq_plugins.models.topk_attention import TopkMultiheadAttention
-
-    def replaced(**options: Any) -> list[str]:
-        model = make_model("transformer_topk", **options)
-        parts = model.named_modules()
-        return [n for n, part in parts if isinstance(part, TopkMultiheadAttention)]
-
-    assert replaced() == [f"decoder.layers.{i}.encoder_attn" for i in (0, 1)]
-    assert replaced(topk_attentions="encoder", topk_layers="-1") == [
-        "encoder.layers.1.self_attn"
-    ]
-    assert len(replaced(topk_attentions="decoder, cross", topk_layers="0")) == 2
-    dropping = dict(encoder_layerdrop=0.9, decoder_layerdrop=0.9)
-    assert len(replaced(topk_attentions="cross,decoder,encoder", **dropping)) == 6
+LAYERDROP = dict(encoder_layerdrop=0.9, decoder_layerdrop=0.9)
 
 
-def test_same_seed_gives_the_weights_of_the_plain_model(task, topk_arch):
-    plain = _build(task, topk_arch.removesuffix("_topk")).state_dict()
-    ours = _build(task, topk_arch).state_dict()
-    assert plain.keys() == ours.keys()  # so that checkpoints fit both ways
-    assert all(torch.equal(plain[name], ours[name]) for name in plain)
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, ["decoder.layers.0.encoder_attn", "decoder.layers.1.encoder_attn"]),
+        (
+            dict(topk_attentions="encoder", topk_layers="-1"),
+            ["encoder.layers.1.self_attn"],
+        ),
+        (
+            dict(topk_attentions="decoder, cross", topk_layers="0"),
+            ["decoder.layers.0.encoder_attn", "decoder.layers.0.self_attn"],
+        ),
+        (
+            dict(topk_attentions="cross,decoder,encoder", **LAYERDROP),
+            [
+                *(f"decoder.layers.{n}.encoder_attn" for n in range(2)),
+                *(f"decoder.layers.{n}.self_attn" for n in range(2)),
+                *(f"encoder.layers.{n}.self_attn" for n in range(2)),
+            ],
+        ),
+    ],
+    ids=["default", "one-layer", "two-attentions", "layerdrop"],
+)
+def test_exactly_the_named_attentions_are_replaced(options, expected, make_model):
+    model = make_model("transformer_topk", **options)
+    modules = model.named_modules()
+    replaced = [name for name, m in modules if isinstance(m, TopkMultiheadAttention)]
+    assert sorted(replaced) == sorted(expected)
+
+
+def test_parameters_keep_names_order_and_random_numbers_of_the_plain_model(
+    task, topk_arch
+):
+    plain = _build(task, topk_arch.removesuffix("_topk"))
+    after_plain = torch.get_rng_state()
+    ours = _build(task, topk_arch, topk_attentions=ALL[topk_arch])
+    assert torch.equal(torch.get_rng_state(), after_plain)
+    assert list(plain.state_dict()) == list(ours.state_dict())
+    # The order of the parameters decides whether an optimizer's state fits.
+    expected, found = list(plain.named_parameters()), list(ours.named_parameters())
+    assert [name for name, _ in expected] == [name for name, _ in found]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(expected, found))
+
+
+LEARNED = ["topk.log_epsilon", "topk.log_k_above_1"]
+
+
+@pytest.mark.parametrize(
+    "arch, attention, options, added",
+    [
+        ("transformer_topk", "encoder_attn", dict(topk_learn="both"), LEARNED),
+        ("transformer_topk", "encoder_attn", dict(topk_updates=5), ["topk.updates"]),
+        ("lstm_topk", "attention", dict(topk_learn="both"), LEARNED),
+    ],
+)
+def test_names_that_a_checkpoint_gains_are_stable(
+    arch, attention, options, added, task
+):
+    plain = _build(task, arch.removesuffix("_topk")).state_dict()
+    ours = _build(task, arch, **options).state_dict()
+    layers = [""] if arch == "lstm_topk" else ["layers.0.", "layers.1."]
+    assert ours.keys() - plain.keys() == {
+        f"decoder.{layer}{attention}.{name}" for layer in layers for name in added
+    }
 
 
 def test_learning_moves_k_and_epsilon_of_every_head(make_model, sentences, collate):
@@ -148,7 +196,7 @@ def test_learning_moves_k_and_epsilon_of_every_head(make_model, sentences, colla
         assert (topk.log_k_above_1.grad != 0).all()
 
 
-def test_a_schedule_goes_on_in_a_loaded_checkpoint(make_model):
+def test_a_schedule_continues_in_a_loaded_checkpoint(make_model):
     options = dict(
         topk_k=8.0, topk_k_end=2.0, topk_epsilon=4.0, topk_epsilon_end=0.25,
         topk_updates=10,
@@ -198,7 +246,10 @@ def test_entmax_gives_exact_zeros(make_model, sentences, collate):
         (dict(topk_learn="k", topk_k=1), "`--topk-k` must be above 1 when it is"),
         (dict(topk_attentions="cros"), "has `cros`. Did you mean `cross`?"),
         (dict(topk_layers="last"), "`--topk-layers` must be `all` or numbers"),
-        (dict(topk_layers="7"), "must name a layer that is there, but is 7"),
+        (
+            dict(topk_layers="7"),
+            "`--topk-layers` must name an existing layer, but is 7",
+        ),
     ],
 )
 def test_a_bad_option_is_named_with_its_rule_and_value(options, message, task):
@@ -216,8 +267,6 @@ def test_an_lstm_has_one_attention_only(task):
 
 @pytest.mark.parametrize("preset", ["", "_iwslt_de_en", "_wmt_en_de", "_wmt_en_de_big"])
 def test_presets_are_those_of_the_plain_transformer(preset, task):
-    from argparse import Namespace
-
     from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY
 
     plain, ours = Namespace(), Namespace()

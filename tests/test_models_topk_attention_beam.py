@@ -67,5 +67,5 @@ def test_the_beam_loss_reaches_every_parameter(
     for name, parameter in model.named_parameters():
         gradient = parameter.grad
         assert gradient is not None and gradient.isfinite().all(), name
-        # The largest score does not depend on what is added to all of a row's.
+        # A constant added to all scores of a row changes no weight.
         assert gradient.any() or name.endswith("k_proj.bias"), name
