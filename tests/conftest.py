@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
 import torch
+from random_models import create_model
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -155,13 +155,8 @@ def make_model(task: Any, trained_weights: dict[str, Any]) -> Callable[..., Any]
 
 
 def _build(task: Any, arch: str, **options: Any) -> Any:
-    from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
-
-    torch.manual_seed(3)
-    args = Namespace(criterion="cross_entropy", **{"dropout": 0.0, **options})
-    vars(args).update(_SIZES[arch.removesuffix("_topk")])
-    ARCH_CONFIG_REGISTRY[arch](args)
-    return ARCH_MODEL_REGISTRY[arch].build_model(args, task)
+    sizes = _SIZES[arch.removesuffix("_topk")]
+    return create_model(task, arch, seed=3, **{"dropout": 0.0, **options, **sizes})
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def _time_update(options: argparse.Namespace) -> float:
 
     torch.set_num_threads(1)
     task = create_task(options.vocabulary)
-    model = create_model(task, options.models[0])
+    model = create_model(task, options.models[0], **SIZES[options.models[0]])
     criterion = CrossEntropyCriterion(task, sentence_avg=False)
     sample = create_batch(task, tokens=options.tokens, length=options.length)
     update = create_update(model, criterion, sample)

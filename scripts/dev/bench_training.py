@@ -162,7 +162,7 @@ def _update(case: dict[str, Any]) -> Callable[[], None]:
     task = create_task(case["vocabulary"])
     arch, options = case["model"], SYSTEMS[case["study"]][case["system"]]
     if case["study"] == "beam":
-        model = create_model(task, arch)
+        model = create_model(task, arch, **SIZES[arch])
         criterion = _create_criterion(task, {"beam": case["beam"], **options})
     else:
         from fairseq.criterions.label_smoothed_cross_entropy import (
@@ -171,7 +171,7 @@ def _update(case: dict[str, Any]) -> Callable[[], None]:
 
         if case["system"] == BASELINE:
             arch = arch.removesuffix("_topk")
-        model = create_model(task, arch, **options)
+        model = create_model(task, arch, **SIZES["transformer"], **options)
         _sharpen(model)
         criterion = LabelSmoothedCrossEntropyCriterion(task, False, 0.1)
     model.to(case["device"], _DTYPES[case["precision"]])

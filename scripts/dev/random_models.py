@@ -1,4 +1,4 @@
-"""Models with random weights and batches of random tokens, for benchmarks."""
+"""Models of random weights and batches of random tokens, for benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -38,18 +38,12 @@ def create_task(vocabulary: int) -> Any:
     return TranslationTask(TranslationConfig(), dictionary, dictionary)
 
 
-def create_model(task: Any, arch: str, **options: Any) -> Any:
-    """Return a model of a task in training mode.
-
-    Args:
-        arch: a key of `SIZES`, or the same with top-k attention.
-        options: of the architecture, in addition to its sizes.
-    """
+def create_model(task: Any, arch: str, *, seed: int = 1, **options: Any) -> Any:
+    """Return a model of a task in training mode, with options of its architecture."""
     from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
-    torch.manual_seed(1)
-    values = {"criterion": "cross_entropy", "dropout": 0.1}
-    args = Namespace(**{**values, **SIZES[arch.removesuffix("_topk")], **options})
+    torch.manual_seed(seed)
+    args = Namespace(**{"criterion": "cross_entropy", "dropout": 0.1, **options})
     ARCH_CONFIG_REGISTRY[arch](args)
     return ARCH_MODEL_REGISTRY[arch].build_model(args, task).train()
 
