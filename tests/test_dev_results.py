@@ -9,10 +9,10 @@ import sys
 import pytest
 import results_tables
 from conftest import ROOT
-from results_tables import choose_on_validation, merge_rows, read_rows
+from results_tables import choose_on_validation, merge_rows, read_rows, write_between
 from study import SCORE_KEY, STUDIES, list_runs
 
-from fairseq_plugins.utils.files import write_between, write_json
+from fairseq_plugins.utils.files import write_json
 
 
 @pytest.mark.parametrize("document, name", results_tables.TABLES)

@@ -23,7 +23,6 @@ __all__ = [
     "read_lines",
     "sha256_of",
     "write_atomically",
-    "write_between",
     "write_json",
     "write_lines",
 ]
@@ -124,18 +123,3 @@ def hash_file(path: Path, algorithm: str = "sha256") -> str:
 def sha256_of(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file's bytes."""
     return hash_file(path)
-
-
-def write_between(path: Path, name: str, text: str) -> None:
-    """Replace the text between ``<!-- NAME-begin -->`` and ``<!-- NAME-end -->``.
-
-    Raises:
-        ValueError: the file lacks these marks.
-    """
-    begin, end = f"<!-- {name}-begin -->", f"<!-- {name}-end -->"
-    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise ValueError(f"`{path}` must have the marks {begin} and {end}.")
-    with write_atomically(path) as stream:
-        stream.write(f"{before}{begin}\n{text}\n{end}{after}")

@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _measure_stages(source: Path, corpus: Path, workers: int) -> list[Row]:
-    """Prepare the recipe, each stage by a process of its own."""
+    """Prepare the recipe, each stage in a separate process."""
     usages = {
         stage: measure_command([
             sys.executable, str(ROOT / "scripts" / "prepare.py"), RECIPE,

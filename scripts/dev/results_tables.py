@@ -22,9 +22,16 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
 from fairseq_plugins.utils.errors import run_command_line
-from fairseq_plugins.utils.files import read_json, write_atomically, write_between
+from fairseq_plugins.utils.files import read_json, write_atomically
 
-__all__ = ["RESULTS", "TABLES", "choose_on_validation", "merge_rows", "read_rows"]
+__all__ = [
+    "RESULTS",
+    "TABLES",
+    "choose_on_validation",
+    "merge_rows",
+    "read_rows",
+    "write_between",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
@@ -152,6 +159,21 @@ def _add_knn_mt(scores: list[dict[str, Any]]) -> None:
     ]  # fmt: skip
     key = ("corpus", "pair", "model", "system", "seed", "test", "beam")
     merge_rows(RESULTS / "knn_mt.csv", rows, key)
+
+
+def write_between(path: Path, name: str, text: str) -> None:
+    """Replace the text between ``<!-- NAME-begin -->`` and ``<!-- NAME-end -->``.
+
+    Raises:
+        ValueError: the file lacks these marks.
+    """
+    begin, end = f"<!-- {name}-begin -->", f"<!-- {name}-end -->"
+    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"`{path}` must have the marks {begin} and {end}.")
+    with write_atomically(path) as stream:
+        stream.write(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def beam_gains() -> str:
