@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fairseq_plugins.operators import (
     hard_topk,
@@ -81,7 +82,7 @@ def test_hard_limit_is_the_count_of_the_k_nearest(selection, features):
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
-def test_large_epsilon_counts_whoever_is_selected(selection, features):
+def test_large_epsilon_counts_all_selected_references(selection, features):
     _, references, labels = features
     votes = log_votes(features, selection, epsilon=1e9).exp()
     shares = torch.bincount(labels, minlength=CLASSES) / len(labels)
@@ -106,7 +107,7 @@ def test_gradient(selection, features, rng):
     assert torch.autograd.gradcheck(loss, leaves)
 
 
-def test_only_the_soft_selection_pulls_a_reference_in_from_outside(features):
+def test_only_the_soft_selection_attracts_a_reference_from_outside(features):
     queries, references, labels = (each.clone() for each in features)
     labels[:] = 0
     far = squared_distances(queries[:1], references).argmax()
@@ -122,7 +123,7 @@ def test_only_the_soft_selection_pulls_a_reference_in_from_outside(features):
     assert norms["soft"] > 0.1 and norms["hard"] == 0
 
 
-def test_loss_and_gradient_stay_finite_for_the_hopeless():
+def test_loss_and_gradient_stay_finite_for_a_distant_class():
     queries = torch.zeros(2, 1, requires_grad=True)
     references = torch.tensor([[0.0], [0.1], [1e4]])
     loss = soft_knn_loss(
@@ -130,16 +131,16 @@ def test_loss_and_gradient_stay_finite_for_the_hopeless():
         k=1, epsilon=0.1, num_classes=3,
     )  # fmt: skip
     loss.backward()
-    # The second query's class is not there at all: it teaches nothing.
+    # No reference has the class of the second query, which adds nothing.
     assert loss.isfinite() and loss > 1e6
     assert queries.grad.isfinite().all() and queries.grad[1] == 0
 
 
-def test_training_for_it_makes_the_nearest_right(rng):
-    centres = 0.3 * torch.randn(CLASSES, 6, generator=rng)
+def test_training_improves_the_prediction_of_the_nearest_neighbors(rng):
+    centers = 0.3 * torch.randn(CLASSES, 6, generator=rng)
     labels = torch.arange(120) % CLASSES
     noise = torch.randn(120, 6, generator=rng) * torch.tensor([0.2] * 3 + [3.0] * 3)
-    points = centres[labels] + noise
+    points = centers[labels] + noise
     scale = torch.ones(6, requires_grad=True)
     optimizer = torch.optim.Adam([scale], lr=0.1)
 
@@ -220,7 +221,7 @@ def test_no_queries_have_no_neighbours():
     assert distances.shape == indices.shape == (0, 3)
 
 
-def test_what_does_not_fit_is_refused(features):
+def test_wrong_arguments_are_named(features):
     queries, references, labels = features
     with pytest.raises(ValueError, match="`k` must be between 1 and 11 .* but is 12"):
         nearest_neighbours(queries, references, 12)
@@ -228,7 +229,9 @@ def test_what_does_not_fit_is_refused(features):
         nearest_neighbours(queries, references, 2, block=0)
     with pytest.raises(ValueError, match="`selection` must be one of soft, .*'best'"):
         log_votes(features, "best")
-    with pytest.raises(ValueError, match="labels must be from 0 to 1, but are from"):
+    with pytest.raises(
+        ValueError, match="`labels` must be from 0 to 1, but range from"
+    ):
         log_votes(features, "soft", num_classes=2)
     with pytest.raises(ValueError, match="one for each of 11 features"):
         log_votes((queries, references, labels[:3]), "soft")

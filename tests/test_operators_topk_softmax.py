@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import sys
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 
 from fairseq_plugins.operators import hard_topk_softmax, soft_topk_logits, topk_softmax
@@ -48,38 +48,37 @@ def test_weights_are_softmax_of_scores_plus_log_memberships(
     torch.testing.assert_close(weights.double(), expected, rtol=0, atol=tolerance)
 
 
-def test_every_row_settles_long_before_the_last_step(monkeypatch):
+@pytest.fixture
+def checks(monkeypatch):
+    """The results of the checks for convergence, one per step."""
     module = sys.modules[topk_softmax.__module__]
-
-    over: list[bool] = []
+    results: list[bool] = []
     is_over = module._is_over
-    monkeypatch.setattr(
-        module, "_is_over", lambda *a: over.append(is_over(*a)) or over[-1]
-    )
-    for dtype in (torch.float32, torch.float64):
-        for scale in (1e-3, 0.1, 1.0, 30.0, 1e4):
-            for epsilon in (1e-3, 0.1, 1.0, 100.0):
-                over.clear()
-                scores = some_scores(300, 50, scale=scale, dtype=dtype)
-                topk_softmax(scores, 5, epsilon=epsilon)
-                assert over[-1] and len(over) <= 60, (dtype, scale, epsilon)
+
+    def record(*arguments):
+        results.append(is_over(*arguments))
+        return results[-1]
+
+    monkeypatch.setattr(module, "_is_over", record)
+    return results
 
 
-def test_an_ordinary_attention_needs_few_steps(monkeypatch):
-    module = sys.modules[topk_softmax.__module__]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 1.0, 30.0, 1e4])
+@pytest.mark.parametrize("epsilon", [1e-3, 0.1, 1.0, 100.0])
+def test_every_row_converges_long_before_the_last_step(dtype, scale, epsilon, checks):
+    topk_softmax(some_scores(300, 50, scale=scale, dtype=dtype), 5, epsilon=epsilon)
+    assert checks[-1] and len(checks) <= 60
 
-    over: list[bool] = []
-    is_over = module._is_over
-    monkeypatch.setattr(
-        module, "_is_over", lambda *a: over.append(is_over(*a)) or over[-1]
-    )
+
+def test_an_ordinary_attention_needs_few_steps(checks):
     torch.manual_seed(0)
     topk_softmax(2 * torch.randn(1000, 64), 8, epsilon=1.0)
-    assert len(over) <= 6
+    assert len(checks) <= 6
 
 
-@pytest.mark.parametrize("learnt", [False, True])
-def test_gradients_are_those_of_finite_differences(learnt):
+@pytest.mark.parametrize("learned", [False, True])
+def test_gradients_are_those_of_finite_differences(learned):
     torch.manual_seed(1)
     scores = torch.randn(5, 8, dtype=torch.float64)
     scores[0, 3:] = -math.inf  # no more than k entries
@@ -94,13 +93,12 @@ def test_gradients_are_those_of_finite_differences(learnt):
 
     arguments = (scores[valid].requires_grad_(), k, epsilon)
     for value in (k, epsilon):
-        value.requires_grad_(learnt)
+        value.requires_grad_(learned)
     assert torch.autograd.gradcheck(weights, arguments)
 
 
 def test_blocks_of_rows_change_nothing(monkeypatch):
-    # The package's attribute of this name is the function.
-    module = importlib.import_module("fairseq_plugins.operators.topk_softmax")
+    module = sys.modules[topk_softmax.__module__]
     scores = some_scores(50, 20, scale=2.0, dtype=torch.float64).requires_grad_()
     whole = topk_softmax(scores, 4, epsilon=0.5)
     (expected,) = torch.autograd.grad(whole.square().sum(), scores)
@@ -178,7 +176,7 @@ def test_masked_positions_have_neither_weight_nor_gradient_nor_influence():
     torch.testing.assert_close(topk_softmax(finite, 3, epsilon=1.0), weights.detach())
 
 
-def test_a_row_of_nothing_is_nan_as_in_softmax_and_spares_the_others():
+def test_a_fully_masked_row_is_nan_as_in_softmax_and_the_others_are_not():
     scores = torch.randn(3, 7)
     expected = topk_softmax(scores, 2, epsilon=1.0)
     scores[1] = -math.inf

@@ -1,7 +1,4 @@
-"""What the operators share about their arguments: checks, masks, dtypes, direction.
-
-A number of ranks that differs by row.
-"""
+"""Arguments of the operators: checks, masks, dtypes, direction, and k per row."""
 
 from __future__ import annotations
 
@@ -17,10 +14,11 @@ __all__ = [
     "SortedOperator",
     "check_epsilon",
     "check_k",
-    "effective_scores",
+    "expand_k",
     "for_each_k",
     "full_precision",
-    "k_per_row",
+    "orient_scores",
+    "prepare_scores",
     "scale_by_epsilon",
 ]
 
@@ -28,7 +26,7 @@ __all__ = [
 def check_k(k: int | Tensor, num_candidates: int) -> None:
     """Raise ``ValueError`` unless 1 <= ``k`` <= ``num_candidates``.
 
-    A tensor is not looked into: that would wait for the device.
+    The values of a tensor are not checked, which would wait for the device.
     """
     if isinstance(k, Tensor):
         return
@@ -41,7 +39,7 @@ def check_k(k: int | Tensor, num_candidates: int) -> None:
         )
 
 
-def k_per_row(k: Tensor, values: Tensor) -> Tensor:
+def expand_k(k: Tensor, values: Tensor) -> Tensor:
     """Return ``k`` as (rows, 1), in the dtype of ``values`` of shape (..., n)."""
     return _per_row("k", k, values).reshape(-1, 1)
 
@@ -52,8 +50,8 @@ def check_epsilon(epsilon: float) -> None:
         raise ValueError(f"`epsilon` must be a positive number, but is {epsilon}.")
 
 
-def effective_scores(scores: Tensor, mask: Tensor | None, largest: bool) -> Tensor:
-    """Return scores to be maximised, in float32 or float64, with -inf where deleted.
+def orient_scores(scores: Tensor, mask: Tensor | None, largest: bool) -> Tensor:
+    """Return scores to maximize, in float32 or float64, with -inf where deleted.
 
     Args:
         scores: floating point, shape (..., n), n >= 1.
@@ -70,8 +68,7 @@ def effective_scores(scores: Tensor, mask: Tensor | None, largest: bool) -> Tens
             "`scores` must have at least one candidate in its last dimension, "
             f"but has shape {tuple(scores.shape)}."
         )
-    is_wide = scores.dtype in (torch.float32, torch.float64)
-    values = scores if is_wide else scores.float()
+    values = scores if scores.dtype == torch.float64 else scores.float()
     if not largest:
         values = -values
     if mask is None:
@@ -89,14 +86,14 @@ def effective_scores(scores: Tensor, mask: Tensor | None, largest: bool) -> Tens
 
 
 def scale_by_epsilon(values: Tensor, epsilon: float | Tensor) -> tuple[Tensor, float]:
-    """Return scores and a plain number ``epsilon`` that give the same memberships.
+    """Return scores and a number ``epsilon`` that give the same memberships.
 
-    The operators depend on scores / epsilon only, so a tensor of epsilons is divided
-    out here and autograd gives its gradient. Scores are first shifted by their row
+    The operators depend only on scores / epsilon, so scores are divided by a tensor of
+    epsilons here and autograd gives its gradient. They are first shifted by their row
     maximum, which changes no membership and keeps small differences exact.
 
     Args:
-        values: from `effective_scores`, shape (..., n).
+        values: from `orient_scores`, shape (..., n).
         epsilon: a number, or a tensor that broadcasts to shape (...); rows whose
             epsilon is not positive become NaN (checking would wait for the device).
     """
@@ -105,12 +102,26 @@ def scale_by_epsilon(values: Tensor, epsilon: float | Tensor) -> tuple[Tensor, f
         return values, float(epsilon)
     per_row = _per_row("epsilon", epsilon, values)
     per_row = torch.where(per_row > 0, per_row, math.nan).unsqueeze(-1)
-    centre = values.detach().amax(-1, keepdim=True)
-    centre = torch.where(centre.isfinite(), centre, 0)
-    # -inf / epsilon would make NaN of the gradient of epsilon.
+    center = values.detach().amax(-1, keepdim=True)
+    center = torch.where(center.isfinite(), center, 0)
+    # -inf / epsilon would turn the gradient of epsilon into NaN.
     deleted = values == -math.inf
-    scaled = (values - centre).masked_fill(deleted, 0.0) / per_row
+    scaled = (values - center).masked_fill(deleted, 0.0) / per_row
     return scaled.masked_fill(deleted, -math.inf), 1.0
+
+
+def prepare_scores(
+    scores: Tensor,
+    k: int | Tensor,
+    *,
+    epsilon: float | Tensor,
+    mask: Tensor | None,
+    largest: bool,
+) -> tuple[Tensor, float]:
+    """Check the arguments of an operator; return scores to maximize and epsilon."""
+    values = orient_scores(scores, mask, largest)
+    check_k(k, values.size(-1))
+    return scale_by_epsilon(values, epsilon)
 
 
 def _per_row(name: str, value: Tensor, values: Tensor) -> Tensor:
@@ -132,7 +143,7 @@ def full_precision(values: Tensor) -> AbstractContextManager[None]:
 
 
 class SortedOperator(Protocol):
-    """What the sorted operators have in common; see `sorted_soft_topk`."""
+    """The interface of the sorted operators; see `sorted_soft_topk`."""
 
     def __call__(
         self,
@@ -154,11 +165,17 @@ def for_each_k(
     mask: Tensor | None,
     largest: bool,
 ) -> Tensor:
-    """Apply ``operator`` to the rows of each value of ``k``; other ranks are empty.
+    """Apply ``operator`` once per value of ``k``, to the rows that have this value.
 
     Args:
         k: integers from 0 to n, broadcastable to the leading shape of ``scores``. Its
-            values are read, which waits for the device, and checked (``ValueError``).
+            values are read, which waits for the device.
+
+    Returns:
+        assignment, (..., n, largest k); zero in the ranks after a row's k.
+
+    Raises:
+        ValueError: ``k`` does not hold integers, or one is out of its range.
     """
     leading, num_candidates = scores.shape[:-1], scores.size(-1)
     if k.is_floating_point() or k.dtype == torch.bool:

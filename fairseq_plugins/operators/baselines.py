@@ -1,21 +1,15 @@
-"""Sinkhorn's iteration in the log domain: the published algorithm, kept as the oracle.
+"""Other ways to select the k best, for comparison.
 
-Xie et al. (2020) transport scores to fixed anchors (0 and 1 for SOFT top-k; 0..k for
-the sorted one) at squared cost. This runs the same iteration on the same problem until
-the row sums are met, so that it can say how exact it is. It is slow when epsilon is
-small, and only tests and benchmarks use it.
-
-Nested SOFT top-k: ranks as differences of successive memberships.
-
-Column l is ``soft_topk(l) - soft_topk(l - 1)``. Memberships grow with k, so entries are
-never negative; columns sum to 1 and rows to 1 at most. It takes k independent unknowns
-where the transport plan couples them, and is a little blurrier at the same epsilon.
-
-SoftSort, restricted to the k best (Prillo & Eisenschlos, 2020, arXiv:2006.16038).
-
-NeuralSort, restricted to the k best (Grover et al., 2019, arXiv:1903.08850).
-
-The sorted operators by name, so that experiments can swap them.
+- Sinkhorn's iteration, ``P = diag(u) exp(-cost / epsilon) diag(v)`` with alternating
+  updates of u and v: the published algorithm of SOFT (Xie et al., 2020), which moves
+  scores to fixed anchors at squared cost. It returns how exact its result is, so it
+  serves as an oracle. It is slow for a small epsilon.
+- Nested SOFT top-k: column l is ``soft_topk(l) - soft_topk(l - 1)``. Memberships grow
+  with k, so entries are not negative, columns sum to 1 and rows to at most 1. The k
+  unknowns are independent, and ranks are slightly blurrier than in `sorted_soft_topk`.
+- SoftSort (Prillo & Eisenschlos, 2020, arXiv:2006.16038), the k best ranks.
+- NeuralSort (Grover et al., 2019, arXiv:1903.08850), the k best ranks.
+- Hard top-k.
 """
 
 from __future__ import annotations
@@ -30,12 +24,12 @@ from .arguments import (
     SortedOperator,
     check_epsilon,
     check_k,
-    effective_scores,
     for_each_k,
-    scale_by_epsilon,
+    orient_scores,
+    prepare_scores,
 )
 from .sorted_soft_topk import sorted_soft_topk
-from .threshold import memberships_and_logits
+from .threshold import compute_memberships_and_logits
 
 __all__ = [
     "SORTED_OPERATORS",
@@ -49,11 +43,12 @@ __all__ = [
     "softsort_topk",
 ]
 
-CHECK_EVERY = 10
+CHECK_EVERY = 10  # iterations of `sinkhorn` between two checks of the residual
+PUBLISHED_ITERATIONS = 200
 
 
 class SinkhornResult(NamedTuple):
-    """A plan whose columns are met exactly and whose rows are within ``residual``."""
+    """A plan with exact column sums and row sums within ``residual``."""
 
     plan: Tensor  # (..., n, number of anchors); rows sum to 1, not to 1 / n
     residual: Tensor  # (...), largest absolute error of a row sum
@@ -70,24 +65,26 @@ def sinkhorn(
     tolerance: float = 1e-12,
     max_iterations: int = 100_000,
 ) -> SinkhornResult:
-    """Transport each score, mass 1, to ``anchors`` that take ``capacities`` in all.
+    """Transport each score, of mass 1, to ``anchors`` of the given ``capacities``.
 
-    The cost is ``(score - anchor) ** 2``: the lowest anchor takes the smallest scores.
+    The cost is ``(score - anchor) ** 2``, so the lowest anchor takes the smallest
+    scores. The iteration runs in the log domain (Xie et al., 2020, algorithm 1).
 
     Args:
         scores: finite, float32 or float64, shape (..., n).
         anchors: positions of the targets, shape (m,).
-        capacities: positive, shape (m,), sum n.
-        epsilon: entropic regularisation, in squared score units.
-        mask: shape (..., n); where False all mass goes to the last anchor.
-        tolerance, max_iterations: stop when every row sum is so close to 1, or anyway.
+        capacities: positive, shape (m,), with sum n.
+        epsilon: entropic regularization, in squared score units.
+        mask: shape (..., n); where False, all mass goes to the last anchor.
+        tolerance: stop when every row sum is within this distance of 1.
+        max_iterations: stop after this number of iterations in any case.
 
     Raises:
         ValueError: ``epsilon`` is not positive, or shapes or masses do not fit.
     """
     check_epsilon(epsilon)
     _check_masses(scores, anchors, capacities)
-    log_kernel = _log_kernel(scores, anchors, epsilon, mask)
+    log_kernel = _compute_log_kernel(scores, anchors, epsilon, mask)
     log_capacities = capacities.to(scores.dtype).log()
     column = torch.zeros_like(log_kernel[..., :1, :])
     for iteration in range(1, max_iterations + 1):
@@ -102,7 +99,7 @@ def sinkhorn(
     return SinkhornResult(plan, residual, iteration)
 
 
-def _log_kernel(
+def _compute_log_kernel(
     scores: Tensor, anchors: Tensor, epsilon: float, mask: Tensor | None
 ) -> Tensor:
     log_kernel = -(scores.unsqueeze(-1) - anchors).square() / epsilon
@@ -137,22 +134,22 @@ def nested_soft_topk(
     mask: Tensor | None = None,
     largest: bool = True,
 ) -> Tensor:
-    """Return the assignment of candidates to ranks 1..k, (..., n, k), best first.
+    """Return ``soft_topk(l) - soft_topk(l - 1)`` for the ranks l = 1..k, (..., n, k).
 
-    Arguments, deleted entries and short rows as in `sorted_soft_topk`.
+    Arguments, errors, deleted entries and short rows as in `sorted_soft_topk`.
     """
     if isinstance(k, Tensor):
         return for_each_k(
             nested_soft_topk, scores, k, epsilon=epsilon, mask=mask, largest=largest
         )
-    values = effective_scores(scores, mask, largest)
+    values, epsilon = prepare_scores(
+        scores, k, epsilon=epsilon, mask=mask, largest=largest
+    )
     num_candidates = values.size(-1)
-    check_k(k, num_candidates)
-    values, epsilon = scale_by_epsilon(values, epsilon)
     rows = values.reshape(-1, 1, num_candidates).expand(-1, k, -1)
     sizes = torch.arange(1, k + 1, dtype=values.dtype, device=values.device)
     sizes = sizes.expand(rows.size(0), -1).reshape(-1, 1)
-    memberships, _ = memberships_and_logits(
+    memberships, _ = compute_memberships_and_logits(
         rows.reshape(-1, num_candidates), sizes, epsilon / 2
     )
     upto = memberships.view(-1, k, num_candidates)
@@ -170,21 +167,21 @@ def softsort_topk(
 ) -> Tensor:
     """Return ``softmax_i(-|l-th best - s_i| / T)`` with T = epsilon / 2, (..., n, k).
 
-    Closed form and cheap. Columns sum to 1, but a candidate may fill several ranks at
-    once: unlike with `sorted_soft_topk` its row is not bounded by 1, and the gradient
-    has kinks where scores cross. Arguments, deleted entries and short rows as there.
+    Closed form and cheap. Columns sum to 1, but a candidate may fill several ranks: its
+    row may sum to more than 1, and the gradient has kinks where scores cross.
+    Arguments, errors, deleted entries and short rows as in `sorted_soft_topk`.
     """
     if isinstance(k, Tensor):
         return for_each_k(
             softsort_topk, scores, k, epsilon=epsilon, mask=mask, largest=largest
         )
-    values = effective_scores(scores, mask, largest)
-    check_k(k, values.size(-1))
-    values, epsilon = scale_by_epsilon(values, epsilon)
+    values, epsilon = prepare_scores(
+        scores, k, epsilon=epsilon, mask=mask, largest=largest
+    )
     best = values.topk(k).values.unsqueeze(-2)  # (..., 1, k)
     values = values.unsqueeze(-1)
     is_filled, is_valid = best != -torch.inf, values != -torch.inf
-    # Differences of infinities would make NaN of the gradient.
+    # Differences of infinities would turn the gradient into NaN.
     distance = best.masked_fill(~is_filled, 0.0) - values.masked_fill(~is_valid, 0.0)
     logits = distance.abs() * (-2 / epsilon)
     logits = logits.masked_fill(~is_valid, torch.finfo(logits.dtype).min)
@@ -203,23 +200,23 @@ def neuralsort_topk(
     """Return ``softmax_i(((n + 1 - 2 l) s_i - sum_j |s_i - s_j|) / T)``, (..., n, k).
 
     T = epsilon / 2 and l = 1..k is the rank (theorem 4 of the paper). Columns sum to 1,
-    but a candidate may fill several ranks, and every score moves every rank. The sum of
-    distances comes from one sort, O(n log n), instead of n^2 differences. Arguments,
-    deleted entries and short rows as in `sorted_soft_topk`.
+    but a candidate may fill several ranks, and every score changes every rank. The sum
+    of distances takes one sort, O(n log n), instead of n^2 differences. Arguments,
+    errors, deleted entries and short rows as in `sorted_soft_topk`.
     """
     if isinstance(k, Tensor):
         return for_each_k(
             neuralsort_topk, scores, k, epsilon=epsilon, mask=mask, largest=largest
         )
-    values = effective_scores(scores, mask, largest)
-    check_k(k, values.size(-1))
-    values, epsilon = scale_by_epsilon(values, epsilon)
+    values, epsilon = prepare_scores(
+        scores, k, epsilon=epsilon, mask=mask, largest=largest
+    )
     is_valid = values != -torch.inf
-    values = _centred(values, is_valid)
+    values = _center(values, is_valid)
     count = is_valid.sum(-1, keepdim=True).unsqueeze(-1)  # (..., 1, 1)
     ranks = torch.arange(1, k + 1, device=values.device)
     slopes = (count + 1 - 2 * ranks).to(values.dtype)  # (..., 1, k)
-    distances = _sum_of_distances(values, is_valid).unsqueeze(-1)
+    distances = _sum_distances(values, is_valid).unsqueeze(-1)
     logits = (slopes * values.unsqueeze(-1) - distances) * (2 / epsilon)
     is_valid = is_valid.unsqueeze(-1)
     logits = logits.masked_fill(~is_valid, torch.finfo(logits.dtype).min)
@@ -227,28 +224,24 @@ def neuralsort_topk(
     return assignment.to(scores.dtype)
 
 
-def _centred(values: Tensor, is_valid: Tensor) -> Tensor:
-    """Shift each row, which changes no rank, so that sums do not round more than need
-    be, and put 0 where deleted."""
+def _center(values: Tensor, is_valid: Tensor) -> Tensor:
+    """Subtract the mean of each row, which reduces rounding; 0 where deleted."""
     kept = values.masked_fill(~is_valid, 0.0)
     count = is_valid.sum(-1, keepdim=True).clamp_min(1)
     return (kept - kept.detach().sum(-1, keepdim=True) / count) * is_valid
 
 
-def _sum_of_distances(values: Tensor, is_valid: Tensor) -> Tensor:
+def _sum_distances(values: Tensor, is_valid: Tensor) -> Tensor:
     """Return ``sum_j |s_i - s_j|`` over the valid j, for the valid i, (..., n)."""
     order = values.masked_fill(~is_valid, -torch.inf).argsort(-1, descending=True)
-    ranked = values.gather(-1, order)  # the deleted are last, and 0
+    ranked = values.gather(-1, order)  # deleted entries come last and are 0
     upto = ranked.cumsum(-1)
     total = upto[..., -1:]
-    place = torch.arange(1, values.size(-1) + 1, device=values.device)
+    position = torch.arange(1, values.size(-1) + 1, device=values.device)
     count = is_valid.sum(-1, keepdim=True)
-    # `place` scores are no lower, the others no higher; each pair in one of the sums.
-    distances = (2 * place - count) * -ranked + 2 * upto - total
+    # `position` scores are at least as high, the others at most; each pair is in a sum.
+    distances = (2 * position - count) * -ranked + 2 * upto - total
     return torch.zeros_like(values).scatter(-1, order, distances)
-
-
-PUBLISHED_ITERATIONS = 200
 
 
 def hard_topk(
@@ -261,13 +254,13 @@ def hard_topk(
 ) -> Tensor:
     """Return the one-hot assignment of ``scores.topk(k)``, without gradient.
 
-    ``epsilon`` is accepted and ignored. Arguments as in `sorted_soft_topk`.
+    ``epsilon`` is ignored. Arguments and errors as in `sorted_soft_topk`.
     """
     if isinstance(k, Tensor):
         return for_each_k(
             hard_topk, scores, k, epsilon=epsilon, mask=mask, largest=largest
         )
-    values = effective_scores(scores, mask, largest)
+    values = orient_scores(scores, mask, largest)
     check_k(k, values.size(-1))
     best = values.topk(k)
     chosen = best.indices.unsqueeze(-2)  # (..., 1, k)
@@ -283,10 +276,10 @@ def sinkhorn_topk(
     mask: Tensor | None = None,
     largest: bool = True,
 ) -> Tensor:
-    """Return `sorted_soft_topk` as published: 200 Sinkhorn iterations, by autograd.
+    """Return `sorted_soft_topk` as published: 200 Sinkhorn iterations with autograd.
 
-    For comparison only. It is far from converged when ``epsilon`` is small, and takes
-    one number for it. Arguments as in `sorted_soft_topk`; deleted entries need a mask.
+    It is far from converged when ``epsilon`` is small, which must be a number here.
+    Arguments and errors as in `sorted_soft_topk`; deleted entries need a mask.
     """
     if isinstance(k, Tensor):
         return for_each_k(
@@ -295,7 +288,7 @@ def sinkhorn_topk(
     if isinstance(epsilon, Tensor):
         raise ValueError("`epsilon` must be a number for the operator `sinkhorn`.")
     check_epsilon(epsilon)
-    values = effective_scores(scores, None, largest)
+    values = orient_scores(scores, None, largest)
     num_candidates = values.size(-1)
     check_k(k, num_candidates)
     num_anchors = k + (k < num_candidates)
@@ -327,7 +320,7 @@ def get_sorted_operator(name: str) -> SortedOperator:
     """Return the sorted operator called ``name``.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: the name is unknown.
     """
     if name not in SORTED_OPERATORS:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""k-nearest-neighbours that features can be trained for (Xie et al., 2020, section 4).
+"""Differentiable k nearest neighbors (Xie et al., 2020, section 4).
 
-Training: memberships of the references among the k nearest of a query, by a soft
-selection of squared distances, and the share of the right class in their vote.
+Training: with A the soft memberships of the references among the k nearest of a query,
+from squared distances, the loss is ``-log(sum of A over the query's class / k)``.
 Prediction: the exact vote of the k nearest, in blocks.
 """
 
@@ -40,11 +40,11 @@ class Selection(Protocol):
 def squared_distances(queries: Tensor, references: Tensor) -> Tensor:
     """Return squared Euclidean distances, (..., q, d) and (..., r, d) to (..., q, r).
 
-    One matrix product. Both sides are shifted by the references' mean first, since what
-    they have in common would only be lost to rounding.
+    Uses one matrix product. Both sides are first shifted by the references' mean, which
+    reduces rounding errors.
     """
-    centre = references.detach().mean(-2, keepdim=True)
-    queries, references = queries - centre, references - centre
+    center = references.detach().mean(-2, keepdim=True)
+    queries, references = queries - center, references - center
     lengths = queries.square().sum(-1).unsqueeze(-1)
     others = references.square().sum(-1).unsqueeze(-2)
     product = queries @ references.transpose(-1, -2)
@@ -52,7 +52,7 @@ def squared_distances(queries: Tensor, references: Tensor) -> Tensor:
 
 
 def select_soft(distances: Tensor, k: int, *, epsilon: float | Tensor) -> Tensor:
-    """Select by SOFT top-k: no membership exceeds 1, however near a reference is."""
+    """Select by SOFT top-k: no membership exceeds 1."""
     return logsigmoid(soft_topk_logits(distances, k, epsilon=epsilon, largest=False))
 
 
@@ -64,16 +64,13 @@ def select_neuralsort(distances: Tensor, k: int, *, epsilon: float | Tensor) -> 
 
 
 def select_softmax(distances: Tensor, k: int, *, epsilon: float | Tensor) -> Tensor:
-    """Weight all references by distance alone, as neighbourhood components analysis
-    does (Goldberger et al., 2004): k is only the sum."""
+    """Weight all references by distance, as neighborhood components analysis does
+    (Goldberger et al., 2004); k only scales the sum."""
     return torch.log_softmax(-2 * distances / _column(epsilon), -1) + math.log(k)
 
 
 def select_hard(distances: Tensor, k: int, *, epsilon: float | Tensor) -> Tensor:
-    """Take exactly the k nearest, and weight these by distance.
-
-    What is not selected has no gradient, so that it cannot be pulled in.
-    """
+    """Take the k nearest and weight them by distance; others get no gradient."""
     chosen = distances.topk(k, largest=False).indices
     is_chosen = torch.zeros_like(distances, dtype=torch.bool).scatter(-1, chosen, True)
     logits = (-2 * distances / _column(epsilon)).masked_fill(~is_chosen, -math.inf)
@@ -98,23 +95,23 @@ def soft_knn_log_votes(
     num_classes: int,
     selection: str = "soft",
 ) -> Tensor:
-    """Return the logarithm of each class' share in the vote of the k nearest.
+    """Return the logarithm of each class's fraction of the vote of the k nearest.
 
     Args:
         queries: features, shape (q, d).
         references: features, shape (r, d), r >= k.
-        labels: of the references, integers below ``num_classes``, shape (r).
-        k: number of neighbours.
+        labels: classes of the references, integers below ``num_classes``, shape (r).
+        k: number of neighbors.
         epsilon: smoothing, in units of squared distance; see `soft_topk`.
         num_classes: C.
-        selection: a name of `SELECTIONS`.
+        selection: a name in `SELECTIONS`.
 
     Returns:
-        log-shares, shape (q, C); their exponentials sum to 1 in each row. A class that
-        no reference has (or, with ``hard``, none of the k nearest) has -inf.
+        log-fractions, shape (q, C); their exponentials sum to 1 in each row. -inf for a
+        class without references (with ``hard``: without any among the k nearest).
 
     Raises:
-        ValueError: there is no such selection, or shapes do not fit.
+        ValueError: the selection is unknown, or shapes do not fit.
     """
     if selection not in SELECTIONS:
         raise ValueError(
@@ -124,7 +121,7 @@ def soft_knn_log_votes(
     distances = squared_distances(queries, references)
     log_members = SELECTIONS[selection](distances, k, epsilon=epsilon)
     is_of_class = one_hot(labels, num_classes).bool()  # (r, C)
-    return _log_sums(log_members.unsqueeze(-1), is_of_class) - math.log(k)
+    return _sum_logs(log_members.unsqueeze(-1), is_of_class) - math.log(k)
 
 
 def soft_knn_loss(
@@ -138,13 +135,16 @@ def soft_knn_loss(
     num_classes: int,
     selection: str = "soft",
 ) -> Tensor:
-    """Return the mean of -log(share of the right class in the vote of the k nearest).
+    """Return the mean of -log(fraction of the vote for the right class).
 
-    A query whose class has no vote at all teaches nothing and counts 0. Other arguments
-    as in `soft_knn_log_votes`.
+    A query whose class gets no vote adds 0. Other arguments and errors as in
+    `soft_knn_log_votes`.
 
     Args:
         query_labels: integers, shape (q).
+
+    Returns:
+        the loss, a scalar.
     """
     _check_labels(query_labels, queries, num_classes)
     log_votes = soft_knn_log_votes(
@@ -164,14 +164,14 @@ def soft_knn_loss(
 def nearest_neighbours(
     queries: Tensor, references: Tensor, k: int, *, block: int = BLOCK
 ) -> tuple[Tensor, Tensor]:
-    """Return the k nearest references of each query, exactly, the nearest first.
+    """Return the exact k nearest references of each query, nearest first.
 
     Args:
         queries: shape (q, d).
         references: shape (r, d), r >= k.
-        k: how many.
-        block: at most this many queries and references are compared at once, so that
-            memory does not grow with q times r.
+        k: number of neighbors.
+        block: the largest number of queries, and of references, to compare at once;
+            this bounds the memory.
 
     Returns:
         squared distances and indices, each of shape (q, k).
@@ -186,9 +186,9 @@ def nearest_neighbours(
         )
     if block < 1:
         raise ValueError(f"`block` must be 1 or more, but is {block}.")
-    centre = references.mean(0)
+    center = references.mean(0)
     parts = [
-        _nearest(some - centre, references, centre, k, block)
+        _search_blocks(some - center, references, center, k, block)
         for some in queries.split(block)
     ]
     if not parts:
@@ -207,10 +207,10 @@ def knn_predict(
     num_classes: int,
     block: int = BLOCK,
 ) -> Tensor:
-    """Return the class that most of the k nearest references have, shape (q).
+    """Return the most frequent class among the k nearest references, shape (q).
 
-    Of classes with equally many votes the one with the nearest neighbour wins.
-    Arguments as in `nearest_neighbours` and `soft_knn_log_votes`.
+    In a tie the class of the nearest neighbor wins. Arguments and errors as in
+    `nearest_neighbours` and `soft_knn_log_votes`.
     """
     _check_labels(labels, references, num_classes)
     _, indices = nearest_neighbours(queries, references, k, block=block)
@@ -221,14 +221,14 @@ def knn_predict(
     return voters.gather(1, first).squeeze(1)
 
 
-def _nearest(
-    queries: Tensor, references: Tensor, centre: Tensor, k: int, block: int
+def _search_blocks(
+    queries: Tensor, references: Tensor, center: Tensor, k: int, block: int
 ) -> tuple[Tensor, Tensor]:
-    """Keep the k nearest while going through the references block by block."""
+    """Keep the k nearest while searching the references block by block."""
     best: tuple[Tensor, Tensor] | None = None
     lengths = queries.square().sum(-1, keepdim=True)
     for start in range(0, len(references), block):
-        some = references[start : start + block] - centre
+        some = references[start : start + block] - center
         distances = lengths + some.square().sum(-1) - 2 * queries @ some.t()
         indices = torch.arange(start, start + len(some), device=queries.device)
         indices = indices.expand_as(distances)
@@ -241,11 +241,11 @@ def _nearest(
     return best[0].clamp_min(0), best[1]
 
 
-def _log_sums(log_values: Tensor, is_member: Tensor) -> Tensor:
-    """Return log-sums over dimension -2 of the members, -inf where there are none."""
+def _sum_logs(log_values: Tensor, is_member: Tensor) -> Tensor:
+    """Return log-sums over dimension -2 of the members; -inf without members."""
     values = log_values.masked_fill(~is_member, -math.inf)
     is_empty = (values == -math.inf).all(-2)
-    # A row of -inf would make NaN of the gradient.
+    # A row of -inf would turn the gradient into NaN.
     values = values.masked_fill(is_empty.unsqueeze(-2), 0.0)
     return values.logsumexp(-2).masked_fill(is_empty, -math.inf)
 
@@ -257,11 +257,11 @@ def _column(epsilon: float | Tensor) -> float | Tensor:
 def _check_labels(labels: Tensor, features: Tensor, num_classes: int) -> None:
     if labels.is_floating_point() or labels.shape != features.shape[:1]:
         raise ValueError(
-            f"labels must be integers, one for each of {len(features)} features, but "
-            f"are {labels.dtype} of shape {tuple(labels.shape)}."
+            f"`labels` must be integers, one for each of {len(features)} features, but "
+            f"has dtype {labels.dtype} and shape {tuple(labels.shape)}."
         )
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ValueError(
-            f"labels must be from 0 to {num_classes - 1}, but are from "
+            f"`labels` must be from 0 to {num_classes - 1}, but range from "
             f"{int(labels.min())} to {int(labels.max())}."
         )

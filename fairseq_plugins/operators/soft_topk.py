@@ -2,8 +2,8 @@
 
 The entropic optimal-transport plan between n scores and the two targets "selected" and
 "not selected" has memberships ``A_i = sigmoid((s_i - tau) / T)`` with T = epsilon / 2
-and tau such that the row sums to k. This solves for tau (see `threshold`) in place of
-Sinkhorn's iteration, and differentiates in closed form:
+and tau such that the row sums to k. `threshold` solves for tau by Newton's method
+instead of Sinkhorn's iteration. The gradient has a closed form:
 
     dA / ds = (diag(D) - D D' / sum(D)) / T,    D_i = A_i (1 - A_i).
 """
@@ -13,9 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .arguments import check_k, effective_scores, k_per_row, scale_by_epsilon
-from .large_n import long_memberships
-from .threshold import SHORT_ROW, memberships_and_logits, short_memberships
+from .arguments import expand_k, prepare_scores
+from .large_n import compute_long_memberships
+from .threshold import SHORT_ROW, compute_memberships, compute_memberships_and_logits
 
 __all__ = ["soft_topk", "soft_topk_logits"]
 
@@ -30,12 +30,12 @@ def soft_topk(
 ) -> Tensor:
     """Return memberships in [0, 1] that sum to ``k`` and favour the largest scores.
 
-    As ``epsilon`` tends to 0 this becomes the 0/1 indicator of ``scores.topk(k)``. A
-    row depends on itself only. A deleted entry (masked, or -inf) has membership 0; a
-    row with no more than k others gives each of them 1, with zero gradient.
+    As ``epsilon`` tends to 0 this becomes the 0/1 indicator of ``scores.topk(k)``. Rows
+    are independent. A deleted entry (masked, or -inf) has membership 0. In a row with
+    at most k other entries each of these has membership 1 and zero gradient.
 
     Args:
-        scores: shape (..., n), any floating dtype; the maths is in float32 or float64.
+        scores: shape (..., n), any floating dtype; computed in float32 or float64.
         k: how many to select, 1 <= k <= n; or a tensor that broadcasts to shape (...),
             differentiable and not necessarily whole. In a tensor, k <= 0 selects
             nothing and k >= n all.
@@ -50,13 +50,13 @@ def soft_topk(
     Raises:
         ValueError: an argument is out of its range.
     """
-    rows, k, epsilon = _rows(scores, k, epsilon, mask, largest)
+    rows, k, epsilon = _prepare(scores, k, epsilon, mask, largest)
     is_short = rows.size(-1) < SHORT_ROW or torch.compiler.is_compiling()
     if is_short or isinstance(k, Tensor):
-        memberships = short_memberships(rows, k, epsilon / 2)
+        memberships = compute_memberships(rows, k, epsilon / 2)
     else:
-        memberships = long_memberships(rows, k, epsilon / 2)
-    return _like(scores, memberships)
+        memberships = compute_long_memberships(rows, k, epsilon / 2)
+    return _restore(scores, memberships)
 
 
 def soft_topk_logits(
@@ -69,38 +69,38 @@ def soft_topk_logits(
 ) -> Tensor:
     """Return z with ``soft_topk(...) = sigmoid(z)``, for losses on log-memberships.
 
-    ``-logsigmoid(z)`` and its gradient stay finite however hopeless a candidate is.
-    Deleted entries have -inf. In a row with no more than k others these have a very
-    large finite number (the largest of the maths' dtype). Arguments as in `soft_topk`.
+    ``-logsigmoid(z)`` and its gradient stay finite however low a score is. Deleted
+    entries have -inf. In a row with at most k other entries these have the largest
+    finite number. Arguments and errors as in `soft_topk`.
 
     Returns:
         logits, shape (..., n), dtype of ``scores``.
     """
-    rows, k, epsilon = _rows(scores, k, epsilon, mask, largest)
-    _, logits = memberships_and_logits(rows, k, epsilon / 2)
-    return _like(scores, logits)
+    rows, k, epsilon = _prepare(scores, k, epsilon, mask, largest)
+    _, logits = compute_memberships_and_logits(rows, k, epsilon / 2)
+    return _restore(scores, logits)
 
 
-def _rows(
+def _prepare(
     scores: Tensor,
     k: int | Tensor,
     epsilon: float | Tensor,
     mask: Tensor | None,
     largest: bool,
 ) -> tuple[Tensor, int | Tensor, float]:
-    """Check the arguments; return scores to maximise, (rows, n), k and epsilon."""
-    values = effective_scores(scores, mask, largest)
-    check_k(k, values.size(-1))
+    """Check the arguments; return scores to maximize, (rows, n), k and epsilon."""
+    values, epsilon = prepare_scores(
+        scores, k, epsilon=epsilon, mask=mask, largest=largest
+    )
     if isinstance(k, Tensor):
-        k = k_per_row(k, values)
-    values, epsilon = scale_by_epsilon(values, epsilon)
+        k = expand_k(k, values)
     if values.dim() != 2:
         values = values.reshape(-1, values.size(-1))
     return values, k, epsilon
 
 
-def _like(scores: Tensor, rows: Tensor) -> Tensor:
-    # A view, even of the same shape, would be one more step of the backward pass.
+def _restore(scores: Tensor, rows: Tensor) -> Tensor:
+    # A view, even of the same shape, would add a step to the backward pass.
     if scores.dim() != 2:
         rows = rows.view(scores.shape)
     return rows if rows.dtype == scores.dtype else rows.to(scores.dtype)

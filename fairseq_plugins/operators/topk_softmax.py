@@ -1,19 +1,17 @@
-"""The threshold of SOFT top-k for very many short rows, without sorting them.
-
-An attention has a row for each head and query. There `torch.topk` costs as much as
-thirty sigmoids, so that a start from the k-th score, as in `threshold`, would be most
-of the work. This starts from mean and variance and keeps a bracket instead.
-
-Attention weights restricted softly to the k best positions.
+"""Attention weights restricted softly to the k best positions.
 
 Xie et al. (2020, arXiv:2002.06504), section 6: ``w = softmax(f + log A)`` with A the
-SOFT top-k memberships of the scores f. Memberships and weights are one function here,
-with h = w (g - sum w g) for an incoming gradient g, D = A (1 - A), T = epsilon / 2,
+SOFT top-k memberships of the scores f. With g the incoming gradient, h = w (g - sum
+w g), D = A (1 - A) and T = epsilon / 2, the gradient is
 
-    df = h + (c - D sum(c) / sum(D)) / T,    c = h (1 - A),
+    df = h + (c - D sum(c) / sum(D)) / T,    c = h (1 - A).
 
-so that nothing but scores, weights and one threshold a row is kept for the backward
-pass. Rows are done in blocks that fit a processor's cache.
+Memberships and weights are one function here, so the backward pass only needs scores,
+weights and one threshold per row. Rows are processed in blocks that fit the cache.
+
+An attention has a row for each head and query. On rows this short `torch.topk` costs
+as much as thirty sigmoids, so the threshold is not solved from the k-th score as in
+`threshold`. It starts from mean and variance and keeps a bracket instead.
 """
 
 from __future__ import annotations
@@ -27,14 +25,15 @@ from torch.autograd.function import once_differentiable
 
 from .arguments import check_epsilon
 
-__all__ = ["hard_topk_softmax", "topk_softmax", "unsorted_threshold"]
+__all__ = ["hard_topk_softmax", "topk_softmax"]
 
 MAX_STEPS = 100  # bisection alone needs as many from the widest bracket
-GPU_CHECKS = (8, 16, 32)  # steps after which a GPU is asked; nearly all rows need 6
+GPU_CHECKS = (8, 16, 32)  # steps after which a GPU is queried; most rows need 6
 LOGISTIC = 3 / math.pi**2  # a logistic distribution of scale 1 has variance 1 / this
+BLOCK = 1 << 17  # entries of a block on a CPU: half a megabyte of float32
 
 
-def unsorted_threshold(scores: Tensor, k: Tensor) -> Tensor:
+def _solve_threshold(scores: Tensor, k: Tensor) -> Tensor:
     """Solve ``sum sigmoid(scores - threshold) = k`` row by row.
 
     A Newton iteration on ``logit(mean of sigmoids) - logit(k / n)``, which is linear
@@ -42,18 +41,18 @@ def unsorted_threshold(scores: Tensor, k: Tensor) -> Tensor:
 
     Args:
         scores: in temperatures, float32 or float64, (rows, n); -inf where deleted.
-        k: positive, not necessarily whole, (rows, 1), of the same dtype.
+        k: positive, need not be whole, (rows, 1), of the same dtype.
 
     Returns:
-        thresholds, (rows, 1): the most negative finite number in a row with no more
-        than k entries, NaN in a row that has NaN or nothing but -inf.
+        thresholds, (rows, 1): the most negative finite number in a row with at most k
+        entries, NaN in a row with NaN or without entries.
     """
     is_valid = scores > -math.inf
     count = is_valid.sum(-1, keepdim=True).to(scores.dtype)
     saturated = count <= k
     k = torch.where(saturated, count / 2, k)
     target = (count / k - 1).log()
-    threshold, low, high = _start(scores, is_valid, count, target)
+    threshold, low, high = _choose_start(scores, is_valid, count, target)
     work = torch.empty_like(scores)
     limits = torch.finfo(scores.dtype)
     exact, small = 8 * limits.eps * k, math.sqrt(limits.eps)
@@ -71,22 +70,22 @@ def unsorted_threshold(scores: Tensor, k: Tensor) -> Tensor:
         moved = torch.where(is_newton, moved, (low + high) / 2)
         is_exact = (total - k).abs() <= exact
         threshold = torch.where(is_exact, threshold, moved)
-        # Newton's error is about the square of its last step. And where a threshold of
-        # this size is too coarse for an exact sum, its neighbours end the search.
+        # Newton's error is about the square of its last step. The search also ends
+        # when the bracket is as narrow as the rounding of the threshold.
         is_narrow = high - low <= 2 * limits.eps * low.abs()
-        going_on = ~(is_exact | is_narrow | (is_newton & (move.abs() <= small)))
-        if _is_over(going_on, excess, step):
+        is_open = ~(is_exact | is_narrow | (is_newton & (move.abs() <= small)))
+        if _is_over(is_open, excess, step):
             break
     return threshold.masked_fill(saturated & (count > 0), limits.min)
 
 
-def _start(
+def _choose_start(
     scores: Tensor, is_valid: Tensor, count: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a first threshold and the bracket that it lies in.
+    """Return a first threshold and its bracket.
 
-    Scores with logistic noise are taken for a logistic distribution of the same mean
-    and variance, whose quantile is known.
+    The start is the quantile of a logistic distribution with the mean and the variance
+    of the scores plus logistic noise.
     """
     deleted = ~is_valid
     known = scores.masked_fill(deleted, 0.0)
@@ -99,14 +98,11 @@ def _start(
     return torch.minimum(torch.maximum(start, low), high), low, high
 
 
-def _is_over(going_on: Tensor, excess: Tensor, step: int) -> bool:
+def _is_over(is_open: Tensor, excess: Tensor, step: int) -> bool:
     if torch.compiler.is_compiling() or (excess.is_cuda and step not in GPU_CHECKS):
         return False
-    # A row of NaN never settles and must not keep the others.
-    return not bool((going_on & ~excess.isnan()).any())
-
-
-BLOCK = 1 << 17  # entries of a block on a CPU: half a megabyte of float32
+    # A row with NaN never converges and must not delay the others.
+    return not bool((is_open & ~excess.isnan()).any())
 
 
 def topk_softmax(
@@ -114,22 +110,22 @@ def topk_softmax(
 ) -> Tensor:
     """Return ``softmax(scores + log A)``, A = SOFT top-k memberships of the scores.
 
-    A row depends on itself only. A position at -inf has weight 0 and no gradient. A row
-    with no more than k others is an ordinary softmax, and so is all of it, bit for bit,
-    if k is a number and no row is longer. For k -> n or epsilon -> infinity it tends
-    to the ordinary softmax, for epsilon -> 0 to that of the k largest alone.
+    Rows are independent. A position at -inf has weight 0 and no gradient. A row with at
+    most k other positions is an ordinary softmax, bit for bit. The limit is the
+    ordinary softmax for k -> n and for epsilon -> infinity, and the softmax of the k
+    largest scores for epsilon -> 0.
 
     Args:
         scores: attention scores f in nats, shape (..., n), any floating dtype; -inf
             where masked.
-        k: positive number of positions, not necessarily whole, or a tensor that
-            broadcasts to shape (...) and may be learnt.
+        k: positive number of positions, need not be whole; or a tensor that broadcasts
+            to shape (...), differentiable.
         epsilon: smoothing in nats, twice the temperature of the memberships: a number,
-            or a tensor that broadcasts to shape (...) and may be learnt.
+            or a tensor that broadcasts to shape (...), differentiable.
 
     Returns:
-        weights that sum to 1, shape (..., n), float32 (float64 for such scores). NaN in
-        a row with nothing but -inf, as softmax has it.
+        weights that sum to 1, shape (..., n), float32 (float64 for float64 scores). NaN
+        in a row without positions, as in softmax.
 
     Raises:
         ValueError: k or epsilon is a number and not positive.
@@ -148,7 +144,7 @@ def topk_softmax(
 def hard_topk_softmax(scores: Tensor, k: int) -> Tensor:
     """Return the softmax of the k largest scores; other positions have weight 0.
 
-    Arguments and result as in `topk_softmax`; of equal scores any are taken.
+    Arguments, result and errors as in `topk_softmax`; ties are broken arbitrarily.
     """
     _check_k(k)
     if k >= scores.size(-1):
@@ -164,16 +160,16 @@ def _check_k(k: float) -> None:
 
 
 def _softmax(scores: Tensor) -> Tensor:
-    return torch.softmax(scores, -1, dtype=_wide(scores.dtype))
+    return torch.softmax(scores, -1, dtype=_widen(scores.dtype))
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def _widen(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _column(value: float | Tensor, scores: Tensor) -> Tensor:
-    """Return one value a row, (rows, 1), in the dtype of the maths."""
-    dtype = _wide(scores.dtype)
+    """Return one value per row, (rows, 1), in the dtype of the computation."""
+    dtype = _widen(scores.dtype)
     if isinstance(value, Tensor):
         return value.to(dtype).expand(scores.shape[:-1]).reshape(-1, 1)
     column = torch.full((1, 1), value, dtype=dtype, device=scores.device)
@@ -185,16 +181,16 @@ class _TopkSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
-        weights = torch.empty_like(scores, dtype=_wide(scores.dtype))
+        weights = torch.empty_like(scores, dtype=_widen(scores.dtype))
         thresholds = torch.empty_like(weights[:, :1])
-        for block in _blocks(scores):
-            logits = _logits(scores[block], temperature[block])
-            threshold = unsorted_threshold(logits, k[block])
+        for block in _split(scores):
+            logits = _scale_scores(scores[block], temperature[block])
+            threshold = _solve_threshold(logits, k[block])
             thresholds[block] = threshold
             membership = logits.sub_(threshold).sigmoid_()
             part = torch.softmax(scores[block], -1, dtype=weights.dtype)
             part.mul_(membership)
-            # Saturated rows sum to 1 already: dividing would only add rounding.
+            # Rows with at most k entries sum to 1 already; dividing adds rounding.
             total = part.sum(-1, keepdim=True)
             total.masked_fill_(threshold == torch.finfo(total.dtype).min, 1.0)
             torch.div(part, total, out=weights[block])
@@ -210,8 +206,8 @@ class _TopkSoftmax(torch.autograd.Function):
         grad_k = torch.empty_like(thresholds) if wants_k else None
         grad_temperature = torch.empty_like(thresholds) if wants_temperature else None
         tiny = torch.finfo(thresholds.dtype).tiny
-        for block in _blocks(scores):
-            logits = _logits(scores[block], temperature[block])
+        for block in _split(scores):
+            logits = _scale_scores(scores[block], temperature[block])
             logits.sub_(thresholds[block])
             direct = weights[block] * grad[block]
             direct.addcmul_(weights[block], direct.sum(-1, keepdim=True), value=-1)
@@ -225,7 +221,7 @@ class _TopkSoftmax(torch.autograd.Function):
                 grad_k[block] = slope
             through.addcmul_(density, slope, value=-1)
             if grad_temperature is not None:
-                # Positions at -inf have no part in it.
+                # At -inf, 0 times infinity must not occur.
                 finite = logits.masked_fill_(through == 0, 0.0)
                 moved = finite.mul_(through).sum(-1, keepdim=True)
                 grad_temperature[block] = moved / -temperature[block]
@@ -233,13 +229,13 @@ class _TopkSoftmax(torch.autograd.Function):
         return result, grad_k, grad_temperature
 
 
-def _logits(scores: Tensor, temperature: Tensor) -> Tensor:
-    """Return the scores in temperatures, beneath the row's best."""
+def _scale_scores(scores: Tensor, temperature: Tensor) -> Tensor:
+    """Return the scores in temperatures, relative to the row maximum."""
     values = scores.to(temperature.dtype)
     return (values - values.amax(-1, keepdim=True)).div_(temperature)
 
 
-def _blocks(scores: Tensor) -> list[slice]:
+def _split(scores: Tensor) -> list[slice]:
     num_rows, length = scores.shape
     size = num_rows if scores.is_cuda else max(1, BLOCK // length)
     return [slice(i, i + size) for i in range(0, num_rows, max(1, size))]

@@ -1,4 +1,4 @@
-"""SOFT top-k of long rows, and the certified candidate pool."""
+"""SOFT top-k of long rows, and pools of candidates with an error bound."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from fairseq_plugins.operators import pooled_soft_topk, soft_topk, soft_topk_logits
-from fairseq_plugins.operators.threshold import largest, memberships_and_logits
+from fairseq_plugins.operators.threshold import (
+    compute_memberships_and_logits,
+    select_largest,
+)
 
 EPSILONS = (1e-6, 1e-3, 0.03, 0.1, 0.3, 1.0, 30.0, 1e4)
 
@@ -19,7 +22,7 @@ def rng():
 
 
 def reference(scores, k, epsilon):
-    return memberships_and_logits(scores.double(), k, epsilon / 2)[0]
+    return compute_memberships_and_logits(scores.double(), k, epsilon / 2)[0]
 
 
 def kinds_of_scores(rng, n):
@@ -93,7 +96,7 @@ def test_masks_short_rows_and_nan_are_treated_as_in_short_rows(rng):
 def test_logits_of_long_rows_are_exact(rng):
     scores = torch.randn(2, 9000, generator=rng)
     logits = soft_topk_logits(scores, 5, epsilon=0.1)
-    exact = memberships_and_logits(scores.double(), 5, 0.05)[1]
+    exact = compute_memberships_and_logits(scores.double(), 5, 0.05)[1]
     torch.testing.assert_close(logits.double(), exact, rtol=2e-6, atol=2e-6)
 
 
@@ -103,7 +106,7 @@ def test_largest_equals_topk(n, size, rng):
     scores = torch.randint(0, 500, (5, n), generator=rng).float()
     scores[0, :-3] = -math.inf
     scores[1, n - 1] = 1e9
-    values, index = largest(scores, size)
+    values, index = select_largest(scores, size)
     assert torch.equal(values, scores.topk(size).values)
     assert torch.equal(scores.gather(1, index), values)
     assert all(row.unique().numel() == size for row in index)

@@ -1,21 +1,27 @@
-"""Properties of the exact operators on arbitrary scores, against two other solvers."""
+"""All operators: properties on arbitrary scores, other solvers, modes of PyTorch."""
 
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings, strategies as st
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize
 from scipy.special import expit, logsumexp
 
 from fairseq_plugins.operators import (
     nested_soft_topk,
+    neuralsort_topk,
+    pooled_soft_topk,
     sinkhorn,
     soft_topk,
     soft_topk_logits,
+    softsort_topk,
     sorted_soft_topk,
 )
 
@@ -36,7 +42,7 @@ def problems(draw, max_scale=2.0, min_epsilon=-2.0, max_n=9):
     return torch.tensor(scores, dtype=torch.float64), k, epsilon
 
 
-def bisected(scores, k, epsilon):
+def bisect(scores, k, epsilon):
     """Memberships by scipy's bracketing root finder."""
     values, temperature = scores.numpy(), epsilon / 2
     low = values.min() - temperature * 40
@@ -48,7 +54,7 @@ def bisected(scores, k, epsilon):
     return expit((values - brentq(surplus, low, high, xtol=1e-15)) / temperature)
 
 
-def minimised(scores, k, epsilon):
+def minimize_dual(scores, k, epsilon):
     """The sorted plan by scipy's quasi-Newton minimiser on the dual."""
     slope = 2 * np.outer(scores.numpy(), np.arange(k, -1, -1)) / epsilon
     capacities = np.append(np.ones(k), len(scores) - k)
@@ -73,7 +79,7 @@ def test_memberships_equal_scipys_root(problem):
     scores, k, epsilon = problem
     exact = soft_topk(scores, k, epsilon=epsilon)
     # A root is only found up to the rounding of its own value, hence the tolerance.
-    np.testing.assert_allclose(exact, bisected(scores, k, epsilon), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(exact, bisect(scores, k, epsilon), rtol=0, atol=1e-9)
 
 
 @FEW
@@ -118,7 +124,7 @@ def test_assignments_and_gradients_equal_sinkhorns(problem):
 @given(problems(max_scale=1.0, min_epsilon=-0.7, max_n=7))
 def test_assignments_equal_scipys_minimum(problem):
     scores, k, epsilon = problem
-    plan, residual = minimised(scores, k, epsilon)
+    plan, residual = minimize_dual(scores, k, epsilon)
     assume(residual < 1e-8)
     exact = sorted_soft_topk(scores, k, epsilon=epsilon)
     np.testing.assert_allclose(exact, plan, rtol=0, atol=1e-5)
@@ -233,3 +239,106 @@ def test_bias_vanishes_with_epsilon(operator):
         for epsilon in (10, 1, 0.3, 0.1, 0.03)
     ]
     assert biases == sorted(biases, reverse=True) and biases[-1] < 1e-9
+
+
+OPERATORS = [
+    soft_topk,
+    soft_topk_logits,
+    sorted_soft_topk,
+    nested_soft_topk,
+    softsort_topk,
+    neuralsort_topk,
+]
+
+
+@pytest.fixture
+def scores():
+    generator = torch.Generator().manual_seed(25)
+    return torch.randn(4, 30, generator=generator).requires_grad_()
+
+
+def value_and_gradient(function, scores):
+    value = function(scores)
+    (gradient,) = torch.autograd.grad(value.square().sum(), scores)
+    return value, gradient
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_compiled_in_one_graph_gives_the_same(operator, scores):
+    def function(values):
+        return operator(values, 3, epsilon=0.5)
+
+    torch.compiler.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for got, expected in zip(
+        value_and_gradient(compiled, scores), value_and_gradient(function, scores)
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("n", [30, 6000])
+def test_autocast_does_not_reach_the_maths(operator, n):
+    if n > 30 and operator in (nested_soft_topk, sorted_soft_topk):
+        pytest.skip("the sorted operators have one path for all lengths")
+    generator = torch.Generator().manual_seed(26)
+    scores = torch.randn(3, n, generator=generator).requires_grad_()
+
+    def function(values):
+        return operator(values, 3, epsilon=0.1)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = value_and_gradient(function, scores)
+    for got, expected in zip(inside, value_and_gradient(function, scores)):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_inference_mode_leaves_nothing_behind_that_breaks_training(operator, scores):
+    with torch.inference_mode():
+        before = operator(scores, 3, epsilon=0.5)
+    after = operator(scores, 3, epsilon=0.5)
+    after.square().sum().backward()
+    assert torch.equal(before, after) and scores.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_results_and_gradients_keep_the_dtype(operator, dtype, scores):
+    leaf = scores.detach().to(dtype).requires_grad_()
+    result = operator(leaf, 3, epsilon=0.5)
+    (gradient,) = torch.autograd.grad(result.sum(), leaf)
+    assert result.dtype == gradient.dtype == dtype
+    exact = operator(leaf.float(), 3, epsilon=0.5)
+    torch.testing.assert_close(result.float(), exact, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("n", [30, 6000])
+def test_gpu_gives_what_cpu_gives(operator, n):
+    generator = torch.Generator().manual_seed(27)
+    scores = torch.randn(3, n, generator=generator).requires_grad_()
+    results = []
+    for device in ("cpu", "cuda"):
+        value = operator(scores.to(device), 3, epsilon=0.1)
+        (gradient,) = torch.autograd.grad(value.square().sum(), scores)
+        results.append((value.cpu(), gradient))
+    for cpu, gpu in zip(*results):
+        torch.testing.assert_close(cpu, gpu, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_pool_is_certified():
+    scores = torch.randn(3, 50_000, device="cuda")
+    pooled = pooled_soft_topk(scores, 5, epsilon=0.05)
+    dense = torch.zeros_like(scores).scatter(1, pooled.members, pooled.memberships)
+    exact = soft_topk(scores.double(), 5, epsilon=0.05)
+    assert (dense - exact).abs().max() <= pooled.bound.max() + 1e-6
+
+
+def test_operators_do_not_import_fairseq():
+    code = "import sys, fairseq_plugins.operators; print('fairseq' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.stdout.strip() == "False", answer.stderr
