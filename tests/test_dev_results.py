@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import re
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import results_tables
+import study
 from conftest import ROOT
 from results_tables import choose_on_validation, merge_rows, read_rows, write_between
 from study import SCORE_KEY, STUDIES, list_runs
@@ -143,3 +146,52 @@ def test_accuracies_and_translations_with_neighbors_are_added_from_json(
     )
     (line,) = results_tables.knn_translation().splitlines()[2:]
     assert line == "| 2016 | model alone | 41.00 | 60.00 |  |  |"
+
+
+def test_a_study_keeps_scores_and_comparisons_of_seeds_and_of_the_pooled_seeds(
+    tmp_path, monkeypatch
+):
+    commands = []
+
+    def run_script(command, **_):
+        name, arguments = Path(command[1]).name, command[2:]
+        commands.append((name, arguments))
+        if name == "train.py":
+            values = dict(a.split("=", 1) for a in arguments if "=" in a)
+            write_json(Path(values["run"]) / "finished.json",
+                       {"updates": 3, "seconds": 1.5})  # fmt: skip
+        if "--json" in arguments:
+            row = {"title": "valid", "beam": 5, "bleu": 40.0, "chrf": 60.0,
+                   "ter": 41.0, "length_ratio": 1.0}  # fmt: skip
+            found = {"bleu_difference": 1.0, "bleu_interval": [0, 2],
+                     "bleu_p_value": 0.1, "chrf_difference": 1.0,
+                     "chrf_interval": [0, 2], "chrf_p_value": 0.2}  # fmt: skip
+            rows = [row] if name == "evaluate.py" else [row, {**row, **found}]
+            write_json(Path(arguments[arguments.index("--json") + 1]), rows)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(study.subprocess, "run", run_script)
+    monkeypatch.setattr(
+        sys, "argv",
+        ["study.py", "beam_training", "--source", "m30k", "--only", "de-en/lstm",
+         "--systems", "soft", "--seeds", "1", "2", "--out", str(tmp_path / "runs"),
+         "--results", str(tmp_path)],
+    )  # fmt: skip
+    study.main()
+    scores = read_rows(tmp_path / "beam_training.csv")
+    assert [(row["system"], row["seed"]) for row in scores] == [
+        ("baseline", "1"), ("control", "1"), ("soft", "1"), ("control", "2"),
+        ("soft", "2"),
+    ]  # fmt: skip
+    assert {row["updates"] for row in scores} == {"3"}
+    compared = read_rows(tmp_path / "comparisons.csv", system="soft", control="control")
+    assert [row["seeds"] for row in compared] == ["1", "2", "1 2"]
+    assert {(row["bleu_low"], row["bleu_high"]) for row in compared} == {("0", "2")}
+    checkpoints = [
+        arguments[arguments.index("--checkpoint") + 1]
+        for name, arguments in commands
+        if name == "evaluate.py"
+    ]
+    assert checkpoints == ["best", "last", "last", "last", "last"]
+    starts = [a for _, arguments in commands for a in arguments if "start_from=" in a]
+    assert len(starts) == 4 and len(set(starts)) == 1
