@@ -180,7 +180,7 @@ def test_encoded_text_that_was_cut_is_refused(corpus, tmp_path):
     encode(Words, corpus / "raw" / "test.de", tmp_path / "e", workers=1)
     ids = tmp_path / "e.ids"
     ids.write_bytes(ids.read_bytes()[:-4])
-    with pytest.raises(UserError, match="e.ids` is shorter than its lengths say"):
+    with pytest.raises(UserError, match="e.ids` is shorter than its lengths require"):
         write_binary(EncodedText.open(tmp_path / "e"), tmp_path / "b", Dictionary([]))
 
 

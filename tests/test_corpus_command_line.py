@@ -35,7 +35,7 @@ def test_a_wrong_recipe_is_refused_with_the_key(recipe, tmp_path):
     refused("unknown key `vocab_sise` in `subwords`. Did you mean `vocab_size`?", wrong)
 
 
-def test_a_recipe_without_files_says_where_they_are_published():
+def test_missing_files_of_a_recipe_are_named_with_their_origin():
     result = call("multi30k-en-fr")
     assert result.returncode == 2
     for part in ("--source DIR", "multi30k/dataset", "data/task1/raw", "val.fr", ".xz"):
@@ -102,7 +102,7 @@ def test_a_damaged_source_is_refused_by_name_and_leaves_no_text(
     assert outputs(out) == {}
 
 
-def test_dropped_training_pairs_are_counted_on_the_screen(recipe, text, tmp_path):
+def test_dropped_training_pairs_are_counted_in_the_log(recipe, text, tmp_path):
     lines = (text / "train.en").read_text().splitlines()
     lines[3], lines[7] = " ", "word " * 51
     (text / "train.en").write_text("\n".join(lines) + "\n")
@@ -112,7 +112,7 @@ def test_dropped_training_pairs_are_counted_on_the_screen(recipe, text, tmp_path
     assert "400 read, 1 dropped empty, 1 dropped too long, 398 pairs" in result.stderr
 
 
-def test_an_out_folder_that_cannot_be_used_is_refused_and_left_alone(recipe, tmp_path):
+def test_an_out_folder_that_cannot_be_used_is_refused_and_not_changed(recipe, tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
     refused("`--out` must be a folder, not a file", recipe, "--out", file)

@@ -91,9 +91,9 @@ def files(folder: Path) -> set[str]:
     "facts", [{}, {"sha256": SHA256}, {"md5": MD5, "bytes": 300_000}]
 )
 def test_a_download_is_whole_and_recorded_and_done_once(server, tmp_path, facts):
-    wanted = archive(server, "good", **facts)
+    expected = archive(server, "good", **facts)
     for _ in range(2):
-        fetch(wanted, tmp_path / "a.tgz")
+        fetch(expected, tmp_path / "a.tgz")
     assert (tmp_path / "a.tgz").read_bytes() == CONTENT
     assert server.requests == [("good", None)]
     record = json.loads((tmp_path / "a.tgz.json").read_text())
@@ -123,14 +123,14 @@ def test_a_partial_file_of_other_bytes_is_deleted_and_the_next_place_tried(
     server, tmp_path
 ):
     (tmp_path / ".a.tgz.partial").write_bytes(b"?" * 1000)
-    wanted = archive(server, "good", "good", sha256=SHA256)
-    fetch(wanted, tmp_path / "a.tgz", pause=0)
+    expected = archive(server, "good", "good", sha256=SHA256)
+    fetch(expected, tmp_path / "a.tgz", pause=0)
     assert (tmp_path / "a.tgz").read_bytes() == CONTENT
 
 
 def test_mirrors_are_tried_in_their_order(server, tmp_path):
-    wanted = archive(server, "404", "500", "wrong", "good", sha256=SHA256)
-    fetch(wanted, tmp_path / "a.tgz", pause=0)
+    expected = archive(server, "404", "500", "wrong", "good", sha256=SHA256)
+    fetch(expected, tmp_path / "a.tgz", pause=0)
     assert (tmp_path / "a.tgz").read_bytes() == CONTENT
     record = json.loads((tmp_path / "a.tgz.json").read_text())
     assert record["url"].endswith("/good")
@@ -217,10 +217,10 @@ def test_a_file_that_the_user_put_there_is_recorded_and_not_read_again(
     server, tmp_path, monkeypatch
 ):
     (tmp_path / "a.tgz").write_bytes(CONTENT)
-    wanted = archive(server, "good", sha256=SHA256)
-    fetch(wanted, tmp_path / "a.tgz")
+    expected = archive(server, "good", sha256=SHA256)
+    fetch(expected, tmp_path / "a.tgz")
     monkeypatch.setattr("fairseq_plugins.corpus.fetch.hash_file", None)
-    fetch(wanted, tmp_path / "a.tgz")
+    fetch(expected, tmp_path / "a.tgz")
     assert not server.requests
 
 
@@ -235,9 +235,9 @@ def test_a_later_download_must_have_the_digest_of_the_first_one(server, tmp_path
 
 
 def test_two_runs_at_once_download_once(server, tmp_path):
-    wanted = archive(server, "slow", sha256=SHA256)
+    expected = archive(server, "slow", sha256=SHA256)
     runs = [
-        threading.Thread(target=fetch, args=(wanted, tmp_path / "a.tgz"))
+        threading.Thread(target=fetch, args=(expected, tmp_path / "a.tgz"))
         for _ in range(2)
     ]
     for run in runs:

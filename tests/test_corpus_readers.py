@@ -59,7 +59,7 @@ def pack(path: Path, members: dict[str, bytes], mode: str = "w:gz") -> Path:
         ("t.en", b"a\r\nb", ["a", "b"]),
     ],
 )
-def test_the_ending_says_the_form(tmp_path, name, content, expected, compress):
+def test_the_ending_determines_the_form(tmp_path, name, content, expected, compress):
     ending = {bytes: "", gzip.compress: ".gz", lzma.compress: ".xz"}[compress]
     path = tmp_path / (name + ending)
     path.write_bytes(compress(content))
@@ -73,7 +73,7 @@ def test_both_languages_of_a_tmx_are_aligned(tmp_path):
         read(tmp_path / "t.tmx", "de")
 
 
-def test_ted_s_tags_are_no_text(tmp_path):
+def test_tags_of_ted_talks_are_removed(tmp_path):
     (tmp_path / "t").write_bytes(TED)
     assert read(tmp_path / "t", form="ted") == ["My talk", "About <x>", "Hello."]
 
@@ -116,7 +116,7 @@ def test_a_damaged_archive_is_named(tmp_path, damage):
         ("t.en", b"a\nb\nc\xc3\n", "UTF-8 text, but line 3 is not: .* at its byte 2"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_place(tmp_path, name, content, message):
+def test_a_fault_is_named_with_its_place(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=f"(?s){name}` .*{message}"):
         read(tmp_path / name)

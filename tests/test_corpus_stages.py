@@ -100,12 +100,12 @@ def test_a_second_run_does_nothing_at_all(factory):
 
 
 @pytest.mark.parametrize("name", GRAPH)
-def test_a_changed_setting_redoes_what_depends_on_it_and_nothing_else(factory, name):
+def test_a_changed_setting_redoes_exactly_the_stages_that_depend_on_it(factory, name):
     factory.settings[name] = 2
     assert factory.update() == DEPENDENTS[name]
 
 
-def test_a_changed_input_redoes_what_depends_on_it(factory):
+def test_a_changed_input_redoes_the_stages_that_depend_on_it(factory):
     factory.write("right", "other")
     assert factory.update() == "bd"
     assert (factory.folder / "out/d").read_text() == factory.expected("d")

@@ -78,7 +78,7 @@ print(faults(1), faults(10))
     assert ten_times < once if users is None else ten_times > 5 * once
 
 
-def test_a_log_grows_only_where_asked(tmp_path: Path) -> None:
+def test_a_log_is_extended_only_with_the_option(tmp_path: Path) -> None:
     log = tmp_path / "log"
     for append, expected in ((True, "x\n"), (True, "x\nx\n"), (False, "x\n")):
         run_logged(python("print('x')"), log=log, append=append, on_line=ignore)

@@ -60,7 +60,7 @@ def encode(
 
     Args:
         make_encoder: called here and in each worker process.
-        text: plain text whose every line has its end.
+        text: plain text; the last line must have its end, too.
 
     Returns:
         the number of pieces.
@@ -134,7 +134,9 @@ class EncodedText:
                 size = 4 * int(lengths.sum(dtype=np.int64))
                 ids = np.frombuffer(ids_in.read(size), np.int32)
                 if 4 * ids.size != size:
-                    raise UserError(f"`{ids_in.name}` is shorter than its lengths say.")
+                    raise UserError(
+                        f"`{ids_in.name}` is shorter than its lengths require."
+                    )
                 yield ids, lengths
 
 

@@ -1,7 +1,7 @@
 """Recipes: which files make up a corpus, and how they are prepared.
 
 A recipe is a YAML file in ``data/recipes`` or anywhere else. Its keys are the fields of
-:class:`Recipe`. No code knows a corpus by name.
+:class:`Recipe`. The code contains no names of corpora.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Part:
         archive: the name of the archive that holds both sides.
         local_index: where ``local`` names a longer text, the file in ``--source`` with
             the numbers, from 0, of the lines that make up this part, in its order.
-        every: take only the lines whose number, from 1, is a multiple of this.
+        every: take only the lines with a number, from 1, that is a multiple of this.
         but_every: take only the other lines.
         tokenised: the published text is tokenized by Moses and must be detokenized.
         licence: only if it differs from that of the recipe.

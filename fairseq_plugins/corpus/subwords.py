@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _WORD_MARK = "\u2581"
-_MOST_WORDS = 200_000  # whose pieces are remembered: some 50 MB in each process
+_MOST_WORDS = 200_000  # in the cache of their pieces: some 50 MB per process
 # Unigram sums probabilities thread by thread, so the number of threads changes the
 # model and must not depend on the machine. 16 is SentencePiece's own default.
 _THREADS = 16
@@ -102,7 +102,7 @@ class SubwordModel:
     def encoder_factory(
         self, folder: Path, language: str
     ) -> Callable[[], PieceEncoder]:
-        """Return what makes the encoder of a language with the trained model."""
+        """Return a function that loads the encoder of a language."""
         path = folder / self.outputs[0]
         if self._is_merges:
             return functools.partial(MosesPieces, path, language)
@@ -196,8 +196,8 @@ def _read_lines(path: Path) -> Iterator[str]:
 class SentencePieces:
     """The pieces of a SentencePiece model.
 
-    What the model does not know stands in the text as it is, and fairseq reads it as
-    a word. It becomes an extra piece.
+    Text that the model does not know stays as it is, and fairseq reads it as a word.
+    It becomes an extra piece.
 
     Args:
         model: see :func:`train_sentencepiece`.

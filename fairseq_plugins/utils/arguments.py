@@ -1,4 +1,4 @@
-"""Types of arguments: what argparse refuses before anything is done."""
+"""Types of arguments, so that argparse refuses wrong values before any work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Callable, Sequence
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """Return the type of a whole number that is no smaller."""
+    """Return the type of whole numbers that are not smaller than ``least``."""
 
     def parse(text: str) -> int:
         value = int(text)
@@ -36,7 +36,7 @@ def share(text: str) -> float:
 
 
 def trainings(text: str) -> Sequence[Path]:
-    """Return the paths of a system's trainings, which have commas between them."""
+    """Return the paths of a system's trainings, which commas separate."""
     paths = [Path(part) for part in text.split(",") if part]
     if not paths:
         raise argparse.ArgumentTypeError(f"must name a system, but is `{text}`")
@@ -44,7 +44,7 @@ def trainings(text: str) -> Sequence[Path]:
 
 
 def output_file(text: str) -> Path:
-    """Return where to write a file, unless that is a folder."""
+    """Return a path to write to, which must not be a folder."""
     path = Path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"must be a file, but `{text}` is a folder")
