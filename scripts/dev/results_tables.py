@@ -515,6 +515,7 @@ TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("docs/results.md", "cost"): beam_costs,
     ("docs/results.md", "attention"): functools.partial(attention_systems, TESTS),
     ("docs/results.md", "knn-mt"): knn_translation,
+    ("docs/knn.md", "digits"): knn_digits,
     ("docs/ablations.md", "beam-sizes"): beam_sizes,
     ("docs/ablations.md", "validation"): validation_choices,
     ("docs/topk_attention.md", "study"): attention_systems,
