@@ -70,7 +70,7 @@ def test_padding_changes_nothing(topk_arch, options, make_model, task, sentences
 
 
 @kinds
-def test_later_words_have_no_influence_on_earlier_ones(
+def test_later_words_do_not_influence_earlier_ones(
     options, make_model, sentences, collate
 ):
     model = make_model("transformer_topk", topk_attentions="decoder", **options).eval()
@@ -82,7 +82,7 @@ def test_later_words_have_no_influence_on_earlier_ones(
 
 
 @kinds
-def test_incremental_decoding_is_parallel_decoding(
+def test_incremental_decoding_equals_parallel_decoding(
     topk_arch, options, make_model, sentences, collate
 ):
     model = make_model(topk_arch, topk_attentions=ALL[topk_arch], **options).eval()
@@ -102,7 +102,7 @@ def test_incremental_decoding_is_parallel_decoding(
 
 
 @kinds
-def test_weights_that_attention_returns_are_those_of_the_operator(
+def test_returned_weights_are_those_of_the_operator(
     options, make_model, sentences, collate
 ):
     model = make_model("transformer_topk", topk_layers="-1", **options).eval()

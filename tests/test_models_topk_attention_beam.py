@@ -39,7 +39,9 @@ def test_both_engines_give_the_same_losses_and_gradients(
     assert_engines_agree(model, collate(sentences), settings, 1e-4)
 
 
-def test_the_search_of_training_is_fairseqs(model, task, sentences, collate, settings):
+def test_the_search_in_training_equals_fairseqs(
+    model, task, sentences, collate, settings
+):
     sample = collate(sentences)
     with torch.no_grad():
         wanted = everything(gold=False, first_slot=False)

@@ -190,7 +190,7 @@ def test_raising_a_score_raises_its_membership_and_lowers_the_others(problem):
 
 @FEW
 @given(problems(), problems())
-def test_rows_do_not_see_each_other(one, other):
+def test_rows_are_independent(one, other):
     scores, k, epsilon = one
     mate = other[0].repeat(9)[: len(scores)]
     assume(len(mate) == len(scores))
@@ -278,7 +278,7 @@ def test_compiled_in_one_graph_gives_the_same(operator, scores):
 
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("n", [30, 6000])
-def test_autocast_does_not_reach_the_maths(operator, n):
+def test_autocast_does_not_change_results(operator, n):
     if n > 30 and operator in (nested_soft_topk, sorted_soft_topk):
         pytest.skip("the sorted operators have one path for all lengths")
     generator = torch.Generator().manual_seed(26)
@@ -294,7 +294,7 @@ def test_autocast_does_not_reach_the_maths(operator, n):
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_inference_mode_leaves_nothing_behind_that_breaks_training(operator, scores):
+def test_training_works_after_inference_mode(operator, scores):
     with torch.inference_mode():
         before = operator(scores, 3, epsilon=0.5)
     after = operator(scores, 3, epsilon=0.5)
@@ -316,7 +316,7 @@ def test_results_and_gradients_keep_the_dtype(operator, dtype, scores):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("n", [30, 6000])
-def test_gpu_gives_what_cpu_gives(operator, n):
+def test_gpu_and_cpu_agree(operator, n):
     generator = torch.Generator().manual_seed(27)
     scores = torch.randn(3, n, generator=generator).requires_grad_()
     results = []

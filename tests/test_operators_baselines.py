@@ -39,7 +39,7 @@ def test_columns_sum_to_one_and_best_comes_first(name, rng):
 
 
 @pytest.mark.parametrize("name", ["ot", "nested", "sinkhorn", "hard"])
-def test_a_candidate_is_used_once_at_most(name, rng):
+def test_a_candidate_is_used_at_most_once(name, rng):
     scores = torch.randn(4, 9, generator=rng, dtype=torch.float64)
     assignment = get_sorted_operator(name)(scores, 4, epsilon=1.0)
     assert (assignment.sum(-1) <= 1 + 1e-8).all()
@@ -69,7 +69,7 @@ def test_a_mask_deletes_and_short_rows_leave_ranks_empty(name, rng):
         assert scores.grad.isfinite().all() and (scores.grad[~mask] == 0).all()
 
 
-def test_published_sinkhorn_honours_a_mask(rng):
+def test_published_sinkhorn_respects_a_mask(rng):
     scores = torch.randn(1, 6, generator=rng, dtype=torch.float64)
     mask = torch.tensor([[1, 0, 1, 1, 0, 1]]).bool()
     masked = sinkhorn_topk(scores, 2, epsilon=2.0, mask=mask)
@@ -133,7 +133,7 @@ def test_neuralsort_is_its_formula(rng):
     torch.testing.assert_close(neuralsort_topk(scores, 3, epsilon=1.0), expected)
 
 
-def test_nan_spoils_its_row_only():
+def test_nan_affects_only_its_row():
     scores = torch.randn(2, 5)
     scores[0, 1] = math.nan
     for name in ("ot", "nested", "softsort", "neuralsort"):
@@ -141,12 +141,12 @@ def test_nan_spoils_its_row_only():
         assert assignment[0].isnan().any() and assignment[1].isfinite().all()
 
 
-def test_unknown_operator_is_refused_with_the_known_ones():
+def test_the_error_for_an_unknown_operator_lists_the_known_ones():
     with pytest.raises(ValueError, match="one of ot, nested, .* but is 'sofsort'"):
         get_sorted_operator("sofsort")
 
 
-def test_published_sinkhorn_takes_one_epsilon():
+def test_published_sinkhorn_refuses_an_epsilon_per_row():
     with pytest.raises(ValueError, match="`epsilon` must be a number"):
         sinkhorn_topk(torch.zeros(2, 4), 2, epsilon=torch.ones(2))
 
@@ -157,7 +157,7 @@ def problem():
     return scores, torch.tensor([0.0, 0.5, 2.0]).double(), torch.tensor([2.0, 1, 4])
 
 
-def test_plan_meets_rows_and_columns_and_says_how_well(problem):
+def test_plan_meets_row_and_column_sums_within_its_residual(problem):
     result = sinkhorn(*problem, epsilon=0.7, tolerance=1e-9)
     rows, columns = result.plan.sum(-1), result.plan.sum(-2)
     assert (result.residual <= 1e-9).all() and result.iterations < 1000

@@ -92,7 +92,7 @@ def test_large_epsilon_counts_all_selected_references(selection, features):
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
-def test_gradient(selection, features, rng):
+def test_loss_has_the_gradients_of_finite_differences(selection, features, rng):
     queries, references, labels = features
     query_labels = torch.randint(CLASSES, (5,), generator=rng)
     epsilon = torch.tensor(0.7, dtype=torch.float64)
@@ -173,7 +173,7 @@ def test_training_improves_the_prediction_of_the_nearest_neighbors(rng):
     seed=st.integers(0, 99),
     data=st.data(),
 )
-def test_blocks_give_what_the_whole_matrix_gives(q, r, block, seed, data):
+def test_blocks_give_the_result_of_the_whole_matrix(q, r, block, seed, data):
     k = data.draw(st.integers(1, r))
     generator = torch.Generator().manual_seed(seed)
     queries, references = (
@@ -185,7 +185,7 @@ def test_blocks_give_what_the_whole_matrix_gives(q, r, block, seed, data):
     assert torch.equal(indices, whole.indices)
 
 
-def test_blocks_keep_memory_away_from_the_whole_matrix(monkeypatch, rng):
+def test_blocks_bound_the_size_of_distance_matrices(monkeypatch, rng):
     sizes = []
     original = torch.Tensor.topk
 
@@ -216,7 +216,7 @@ def test_a_tie_goes_to_the_nearest():
     assert found.tolist() == [2]
 
 
-def test_no_queries_have_no_neighbours():
+def test_no_queries_have_no_neighbors():
     distances, indices = nearest_neighbours(torch.zeros(0, 2), torch.zeros(4, 2), 3)
     assert distances.shape == indices.shape == (0, 3)
 

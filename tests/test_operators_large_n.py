@@ -74,7 +74,7 @@ def test_two_million_candidates_are_handled(rng):
         assert gradient.isfinite().all()
 
 
-def test_masks_short_rows_and_nan_are_treated_as_in_short_rows(rng):
+def test_masks_and_nan_are_treated_as_in_short_rows(rng):
     scores = torch.randn(4, 6000, generator=rng, requires_grad=True)
     mask = torch.ones(4, 6000, dtype=torch.bool)
     mask[0, 3:] = False
@@ -102,7 +102,7 @@ def test_logits_of_long_rows_are_exact(rng):
 
 @pytest.mark.parametrize("n", [4096, 5003, 20000])
 @pytest.mark.parametrize("size", [1, 7, 60])
-def test_largest_equals_topk(n, size, rng):
+def test_select_largest_equals_topk(n, size, rng):
     scores = torch.randint(0, 500, (5, n), generator=rng).float()
     scores[0, :-3] = -math.inf
     scores[1, n - 1] = 1e9
@@ -124,7 +124,7 @@ def test_pool_differs_from_all_by_no_more_than_its_bound(epsilon, tolerance, rng
         assert (pooled.bound <= tolerance).all(), kind
 
 
-def test_pool_widens_by_itself(rng):
+def test_pool_grows_with_epsilon(rng):
     scores = torch.randn(2, 50_000, generator=rng)
     sizes = [
         pooled_soft_topk(scores, 5, epsilon=epsilon).members.size(-1)

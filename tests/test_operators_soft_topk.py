@@ -200,7 +200,7 @@ def test_half_precision_is_computed_in_float32(dtype, rng):
     assert scores.grad.dtype == dtype
 
 
-def test_arguments_are_left_as_they_were_and_shapes_are_kept(rng):
+def test_arguments_are_unchanged_and_shapes_are_kept(rng):
     scores = torch.randn(2, 1, 3, 8, generator=rng)
     copy = scores.clone()
     memberships = soft_topk(scores, 2, epsilon=0.5)

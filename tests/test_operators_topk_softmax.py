@@ -163,7 +163,7 @@ def test_half_precision_scores_get_the_weights_of_their_rounded_values(dtype):
     assert scores.grad.dtype == dtype and scores.grad.isfinite().all()
 
 
-def test_masked_positions_have_neither_weight_nor_gradient_nor_influence():
+def test_masked_positions_have_no_weight_gradient_or_influence():
     scores = torch.randn(3, 7, dtype=torch.float64)
     padded = torch.cat([scores, torch.full((3, 4), -math.inf)], -1).requires_grad_()
     weights = topk_softmax(padded, 3, epsilon=1.0)
@@ -194,11 +194,11 @@ def test_hard_weights_are_softmax_over_the_k_largest():
 
 
 @pytest.mark.parametrize("k", [0, -1.0, math.nan, math.inf])
-def test_a_bad_k_is_named(k):
+def test_a_k_out_of_range_is_refused(k):
     with pytest.raises(ValueError, match=f"`k` must be a positive number, but is {k}"):
         topk_softmax(torch.zeros(2, 3), k, epsilon=1.0)
 
 
-def test_a_bad_epsilon_is_named():
+def test_an_epsilon_out_of_range_is_refused():
     with pytest.raises(ValueError, match="`epsilon` must be a positive number"):
         topk_softmax(torch.zeros(2, 3), 1, epsilon=0.0)

@@ -34,64 +34,28 @@ ATTENTIONS = ("cross", "decoder", "encoder")
 
 # Option, default, keywords of `add_argument`, help.
 _OPTIONS: list[tuple[str, Any, dict[str, Any], str]] = [
-    (
-        "topk-operator",
-        "soft",
-        {"choices": ("soft", "hard", "entmax15")},
-        "how attention is restricted: by SOFT top-k (soft), to the k largest scores "
-        "(hard) or by entmax-1.5, which has no k (entmax15)",
-    ),
-    (
-        "topk-k",
-        8.0,
-        {"type": float, "metavar": "K"},
-        "number of positions that an attention may use, not necessarily whole",
-    ),
-    (
-        "topk-k-end",
-        None,
-        {"type": float, "metavar": "K"},
-        "k after --topk-updates; default: --topk-k",
-    ),
-    (
-        "topk-epsilon",
-        1.0,
-        {"type": float, "metavar": "E"},
-        "smoothing of the selection in units of the attention scores",
-    ),
-    (
-        "topk-epsilon-end",
-        None,
-        {"type": float, "metavar": "E"},
-        "epsilon after --topk-updates; default: --topk-epsilon",
-    ),
-    (
-        "topk-updates",
-        0,
-        {"type": int, "metavar": "N"},
-        "number of updates in which k and epsilon change geometrically to their end "
-        "values",
-    ),
-    (
-        "topk-learn",
-        "none",
-        {"choices": ("none", "epsilon", "k", "both")},
-        "learn epsilon, k or both, one value per head, starting from the given values",
-    ),
-    (
-        "topk-attentions",
-        "cross",
-        {"metavar": "NAMES"},
-        "comma-separated attentions to replace: over the source (cross), or the "
-        "self-attention of the decoder or of the encoder (decoder, encoder)",
-    ),
-    (
-        "topk-layers",
-        "all",
-        {"metavar": "LAYERS"},
-        "layers in which to replace them, such as 0,1 or -1 for the last",
-    ),
-]
+    ("topk-operator", "soft", {"choices": ("soft", "hard", "entmax15")},
+     "how attention is restricted: by SOFT top-k (soft), to the k largest scores "
+     "(hard) or by entmax-1.5, which has no k (entmax15)"),
+    ("topk-k", 8.0, {"type": float, "metavar": "K"},
+     "number of positions that an attention may use, not necessarily whole"),
+    ("topk-k-end", None, {"type": float, "metavar": "K"},
+     "k after --topk-updates; default: --topk-k"),
+    ("topk-epsilon", 1.0, {"type": float, "metavar": "E"},
+     "smoothing of the selection in units of the attention scores"),
+    ("topk-epsilon-end", None, {"type": float, "metavar": "E"},
+     "epsilon after --topk-updates; default: --topk-epsilon"),
+    ("topk-updates", 0, {"type": int, "metavar": "N"},
+     "number of updates in which k and epsilon change geometrically to their end "
+     "values"),
+    ("topk-learn", "none", {"choices": ("none", "epsilon", "k", "both")},
+     "learn epsilon, k or both, one value per head, starting from the given values"),
+    ("topk-attentions", "cross", {"metavar": "NAMES"},
+     "comma-separated attentions to replace: over the source (cross), or the "
+     "self-attention of the decoder or of the encoder (decoder, encoder)"),
+    ("topk-layers", "all", {"metavar": "LAYERS"},
+     "layers in which to replace them, such as 0,1 or -1 for the last"),
+]  # fmt: skip
 
 
 def add_options(parser: Any) -> None:

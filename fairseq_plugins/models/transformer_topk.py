@@ -60,7 +60,7 @@ class TransformerTopkModel(TransformerModel):
                     num_replaced += 1
         if not num_replaced:
             raise ValueError(
-                f"`--topk-layers` must name an existing layer, but is "
+                "`--topk-layers` must name an existing layer, but is "
                 f"{args.topk_layers}."
             )
         return model
