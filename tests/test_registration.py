@@ -159,6 +159,19 @@ def test_the_variable_leaves_out_the_named_fixes_only(monkeypatch) -> None:
     assert run_code(code) == [False, False, True]
 
 
+def test_without_the_fixes_only_the_registries_change(monkeypatch) -> None:
+    monkeypatch.setenv(SKIP_VARIABLE, ",".join(FIXES))
+    code = (
+        SNAPSHOT
+        + IMPORT_FAIRSEQ
+        + "import fairseq_plugins, json\nbefore = snapshot()\n"
+        "fairseq_plugins.register()\nprint(json.dumps(changes(before, snapshot())))"
+    )
+    changed = run_code(code)
+    assert "fairseq.criterions.CRITERION_REGISTRY" in changed
+    assert all(name.isupper() for name in (key.split(".")[-1] for key in changed))
+
+
 def test_an_unknown_fix_is_an_error_that_lists_the_fixes(monkeypatch) -> None:
     monkeypatch.setenv(SKIP_VARIABLE, "keep-last-batch,keep-first-batch")
     result = run_module("fairseq_cli.train", "--user-dir", "fairseq_plugins", "--help")
