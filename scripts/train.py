@@ -2,13 +2,14 @@
 
     python scripts/train.py CONFIG.yaml [key=value ...] [--dry-run]
 
-CONFIG.yaml holds lines of ``key: value``. ``data`` is what scripts/prepare.py wrote,
-``run`` the folder for the results, ``start_from`` (optional) a checkpoint to start
-with; every other key is an option of fairseq-train. Called again, it goes on from the
-last checkpoint, or does nothing if training has reached its end.
+CONFIG.yaml holds lines of ``key: value``. ``base`` names files to start with, ``data``
+is the folder that scripts/prepare.py wrote, ``run`` the folder for the results and
+``start_from`` (optional) a checkpoint with the initial weights. Every other key is an
+option of fairseq-train. A second call resumes from the last checkpoint, or does nothing
+if training is complete.
 
 It trains on all GPUs of this machine. `torchrun ... scripts/train.py CONFIG.yaml` works
-as well, also on several machines: see docs/distributed.md.
+as well, also on several machines: see docs/wmt.md.
 """
 
 from __future__ import annotations
@@ -23,8 +24,14 @@ import shlex
 import sys
 from pathlib import Path
 
-from fairseq_plugins.training.config import pin_inputs, read_config
+from fairseq_plugins.training.config import (
+    flatten,
+    format_config,
+    pin_inputs,
+    read_layers,
+)
 from fairseq_plugins.training.launch import (
+    add_architecture,
     follow,
     follows,
     num_processes,
@@ -39,13 +46,15 @@ def main() -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("fairseq_plugins").setLevel(logging.INFO)
     arguments = _parse_arguments()
-    config = read_config(arguments.config, arguments.overrides)
+    layers = read_layers(arguments.config, arguments.overrides)
+    config = flatten(arguments.config, layers)
     run = RunFolder(Path(config["run"]))
-    config = pin_inputs(
-        config, recorded=run.results_config(), processes=num_processes(config)
-    )
+    recorded = run.results_config()
+    config = pin_inputs(config, recorded=recorded, processes=num_processes(config))
+    config = add_architecture(config, recorded=recorded)
     if arguments.dry_run:
-        print(shlex.join(training_command(config)))
+        command = training_command(config)
+        print(format_config(config, layers) + "\n" + shlex.join(command))
         return 0
     if run.is_finished_with(config):
         if not follows():
@@ -68,15 +77,18 @@ def _parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("config", type=Path, metavar="CONFIG.yaml")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="wins over the file"
+        "overrides", nargs="*", metavar="key=value", help="wins over the files"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="check and print the command only"
+        "--dry-run",
+        action="store_true",
+        help="check and print the flat configuration, the file that each value comes "
+        "from, and the command; do not train",
     )
     parser.add_argument(
         "--resume-anyway",
         action="store_true",
-        help="go on in a run folder whose results come from another configuration",
+        help="resume in a run folder whose results come from another configuration",
     )
     return parser.parse_intermixed_args()
 

@@ -78,7 +78,7 @@ train() { # CONFIG RUN UPDATES-OF-A-SMOKE [key=value ...]
     options+=("${tiny[@]}")
   fi
   run "$python" scripts/train.py "$config" "${options[@]}" ${changes[@]+"${changes[@]}"}
-  run "$python" scripts/average.py "$to" --last-updates "$(awk '$1 == "keep_interval_updates:" {print $2}' "$config")"
+  run "$python" scripts/average.py "$to" --last-updates "$(awk '$1 == "keep_interval_updates:" {print $2}' "$to/config.yaml")"
 }
 on_from_baseline() { # CONFIG RUN
   train "$1" "$2" 14 "start_from=$out/$task/$model/checkpoints/checkpoint_average.pt"

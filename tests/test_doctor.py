@@ -147,7 +147,8 @@ def test_the_estimates_are_of_the_models_of_the_configurations(
     from fairseq import models, options
     from fairseq.data import Dictionary
 
-    from fairseq_plugins.training.config import OURS, read_config, training_arguments
+    from fairseq_plugins.training.config import OURS, read_config
+    from fairseq_plugins.training.launch import training_arguments
 
     config = read_config(ROOT / "configs" / f"{name}.yaml")
     arguments = training_arguments({k: v for k, v in config.items() if k not in OURS})

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fairseq_plugins.training.config import training_arguments
+from fairseq_plugins.training.launch import training_arguments
 from fairseq_plugins.utils.errors import UserError
 
 BASE = {

@@ -59,7 +59,7 @@ def test_the_first_line_of_a_config_is_the_command_that_runs_it(path):
         (["network=vgg"], "`network` must be one of tiny, small, resnet18"),
         (["epsilons.soft=0"], "`soft` must be a positive number, but is 0"),
         (["epsilons.sofd=1"], "unknown key `sofd` in `epsilons`. Did you mean `soft`"),
-        (["updates"], "a change must be `key=value`, but is `updates`"),
+        (["updates"], "`updates` must be written as `key=value`"),
         (["unit_length=2"], "`unit_length` must be `true` or `false`, but is `2`"),
         (["lr=fast"], "`lr` must be a number, but is `fast`"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -47,14 +48,20 @@ def updates(config: dict[str, Any]) -> int:
     return end["updates"]
 
 
-def test_a_dry_run_prints_the_command_and_does_nothing(
+def test_a_dry_run_prints_values_with_their_origins_and_the_command(
     config: dict[str, Any], config_file: Path
 ) -> None:
     result = call(config_file, "--dry-run", "lr=0.5", "arch=transformer",
                   "encoder_hidden_size=null", "decoder_hidden_size=null",
                   "decoder_out_embed_dim=null")  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert shlex.split(result.stdout) == [
+    flat, _, command = result.stdout.partition("\n\n")
+    assert yaml.safe_load(flat)["arch"] == "transformer"
+    origins = dict(re.findall(r"^(\w+): .*  # (.*)$", flat, re.M))
+    assert origins["lr"] == origins["arch"] == "command line"
+    assert origins["seed"] == str(config_file)
+    assert origins["data_sha256"] == "filled in"
+    assert shlex.split(command) == [
         sys.executable, "-m", "fairseq_cli.train", config["data"],
         "--user-dir", str(ROOT / "fairseq_plugins"),
         "--arch", "transformer", "--encoder-embed-dim", "8",
@@ -132,7 +139,7 @@ def test_a_killed_training_dies_wholly_and_is_resumed(
 
     done = call(config_file, "max_update=1")
     assert done.returncode == 0, done.stderr
-    assert "updates already" in done.stderr
+    assert "already has its" in done.stderr
     assert updates(config) >= 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from fairseq_plugins.training.config import (
     binarised_folder,
     digest_of_data,
+    format_config,
     pin_inputs,
     read_config,
+    read_layers,
 )
 from fairseq_plugins.utils.errors import UserError
 
@@ -83,6 +86,52 @@ def test_a_missing_file_is_answered_with_the_nearest_one(tmp_path: Path) -> None
     path = write(tmp_path, "data: d\n")
     with pytest.raises(UserError, match=f"Did you mean `{path}`"):
         read_config(tmp_path / "confg.yaml")
+
+
+def test_bases_come_first_and_later_values_win(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "common.yaml").write_text("lr: 1\nseed: 1\nclip_norm: 1\n")
+    (tmp_path / "parts" / "one.yaml").write_text("base: common.yaml\nlr: 2\ndata: d\n")
+    (tmp_path / "parts" / "two.yaml").write_text("max-tokens: 5\nlr: 3\n")
+    text = "base: [parts/one.yaml, parts/two.yaml]\nrun: r\nclip-norm: null\n"
+    path = write(tmp_path, text)
+    config = read_config(path, ["max_tokens=6"])
+    assert "base" not in config and "clip_norm" not in config
+    assert (config["lr"], config["seed"], config["max_tokens"]) == (3, 1, 6)
+    shown = format_config(config, read_layers(path, ["max_tokens=6"]))
+    origins = dict(re.findall(r"^(\w+): .*  # (.*)$", shown, re.M))
+    assert origins["lr"] == str(tmp_path / "parts" / "two.yaml")
+    assert origins["seed"] == str(tmp_path / "parts" / "common.yaml")
+    assert origins["run"] == str(path)
+    assert origins["max_tokens"] == "command line"
+
+
+def test_a_cycle_of_bases_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("base: config.yaml\n")
+    path = write(tmp_path, "base: other.yaml\n")
+    with pytest.raises(UserError, match="config.yaml` -> `.*other.yaml` -> `.*config"):
+        read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("othr.yaml", "othr.yaml`, which `.*config.yaml` names as `base`, does not"),
+        ("othr.yaml", "Did you mean `.*other.yaml`"),
+        ("7", "`base` of `.*config.yaml` must name files, but has `7`"),
+        ("[other.yaml, [a]]", "must name files, but has `.'a'.`"),
+    ],
+)
+def test_a_wrong_base_is_named(tmp_path: Path, base: str, message: str) -> None:
+    (tmp_path / "other.yaml").write_text("lr: 1\n")
+    with pytest.raises(UserError, match=message):
+        read_config(write(tmp_path, f"base: {base}\ndata: d\nrun: r\n"))
+
+
+def test_a_base_on_the_command_line_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "data: d\nrun: r\n")
+    with pytest.raises(UserError, match="`base` must be given in a file"):
+        read_config(path, ["base=other.yaml"])
 
 
 @pytest.mark.parametrize("override", ["lr", "=1", "lr=[1"])

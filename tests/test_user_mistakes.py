@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from fairseq_plugins.compat.checkpoints import read_checkpoint
 from fairseq_plugins.corpus.manifest import PreparedCorpus
 from fairseq_plugins.corpus.recipe import Recipe, load_recipe
 from fairseq_plugins.corpus.stages import lock_output_dir
@@ -21,8 +22,8 @@ from fairseq_plugins.evaluation.evaluate import evaluate_run
 from fairseq_plugins.evaluation.metrics import score
 from fairseq_plugins.evaluation.significance import paired_test
 from fairseq_plugins.operators import get_sorted_operator, soft_topk, sorted_soft_topk
-from fairseq_plugins.training.config import pin_inputs, read_config, training_arguments
-from fairseq_plugins.training.launch import _read_checkpoint, num_processes
+from fairseq_plugins.training.config import pin_inputs, read_config
+from fairseq_plugins.training.launch import num_processes, training_arguments
 from fairseq_plugins.training.run_folder import RunFolder
 from fairseq_plugins.utils.errors import UserError, run_command_line
 from fairseq_plugins.utils.files import read_json, read_lines
@@ -47,8 +48,8 @@ def config(text: str | bytes, *overrides: str) -> Callable[[], Any]:
 
 
 CONFIGS = {
-    "no file": (lambda: read_config(Path("x.yaml")), "`x.yaml` is no configuration"),
-    "a folder": (lambda: read_config(Path(".")), "`.` is no configuration file."),
+    "no file": (lambda: read_config(Path("x.yaml")), "`x.yaml` does not exist."),
+    "a folder": (lambda: read_config(Path(".")), "`.` must be a file, but is a"),
     "empty": (config(""), "must hold lines of `key: value`"),
     "a list": (config("- data\n"), "must hold lines of `key: value`"),
     "a set": (config("!!set {data, run}"), "must hold lines of `key: value`"),
@@ -137,7 +138,7 @@ def run_twice() -> None:
 def checkpoint(content: bytes) -> Callable[[], Any]:
     def read() -> Any:
         Path("c.pt").write_bytes(content)
-        return _read_checkpoint(Path("c.pt"))
+        return read_checkpoint(Path("c.pt"))
 
     return read
 
@@ -152,7 +153,7 @@ RUNS = {
     ),
     "two at once": (run_twice, "another training uses `run` now."),
     "empty checkpoint": (checkpoint(b""), "`c.pt` cannot be read"),
-    "text as checkpoint": (checkpoint(b"hello"), "`c.pt` cannot be read"),
+    "text as checkpoint": (checkpoint(b"hello"), "torch did not write"),
     "cut checkpoint": (checkpoint(b"PK\3\4" + bytes(90)), "`c.pt` cannot be read"),
     "foreign checkpoint": (checkpoint(SHELL), "nothing in it was run"),
 }  # fmt: skip
@@ -311,7 +312,7 @@ ARGUMENTS = [
     ("compare", ["a", "b", "--lenpen", "inf"], "must be a finite number, but is inf"),
     ("compare", ["a", "b", "--sentences", "-1"], "must be 0 or more, but is -1"),
     ("train", [], "the following arguments are required: CONFIG.yaml"),
-    ("train", ["c.yaml", "--dry"], "no configuration file"),
+    ("train", ["c.yaml", "--dry"], "`c.yaml` does not exist."),
     ("prepare", [], "the following arguments are required: recipe"),
 ]
 

@@ -20,10 +20,16 @@ TASKS = ("wmt14_en_fr", "wmt14_en_de", "wmt16_en_de")
 STUB = """#!/usr/bin/env bash
 echo "$*" >> "$CALLS"
 case $1 in
+  *"$FAILING"*) exit 3 ;;
+  *train.py)
+    for each; do
+      case $each in run=*) run=${each#run=} ;; esac
+    done
+    mkdir -p "$run"
+    echo "keep_interval_updates: 5" > "$run/config.yaml" ;;
   *average.py)
     mkdir -p "$2/checkpoints"
     touch "$2/checkpoints/checkpoint_average.pt" ;;
-  *"$FAILING"*) exit 3 ;;
 esac
 """
 
@@ -69,6 +75,7 @@ def test_all_runs_every_stage_on_what_the_ones_before_made(
     compared = [each[1:] for each in ran if each[0] == "scripts/compare.py"]
     assert averaged == [overrides(each)["run"] for each in trained]
     how = "--checkpoint checkpoint_average.pt --beam 1 5 --sentences 0".split()
+    assert {each[3] for each in ran if each[0] == "scripts/average.py"} == {"5"}
     baseline, control, soft = averaged[:3]
     assert compared[0] == [control, baseline, soft, *how]
     assert compared[1:] == [[baseline, topk, *how] for topk in averaged[3:]]

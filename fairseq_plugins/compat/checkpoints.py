@@ -8,12 +8,16 @@ import functools
 import os
 import pickle
 import re
+import zipfile
+from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import numpy
+import torch
 from torch import serialization
 
 from fairseq_plugins.compat.patching import wrap
+from fairseq_plugins.utils.errors import UserError
 
 __all__ = [
     "ForeignCheckpointError",
@@ -21,6 +25,7 @@ __all__ = [
     "broadcast_checkpoints",
     "copy_checkpoints_atomically",
     "load_checkpoints_safely",
+    "read_checkpoint",
 ]
 
 
@@ -135,3 +140,29 @@ def _copy_then_rename(copy: Callable[..., Any]) -> Callable[..., Any]:
         return done
 
     return copy_atomically
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint; no code in it is run.
+
+    Tensors stay on disk until they are used.
+
+    Raises:
+        UserError: there is no such file, or it is not a checkpoint that torch wrote, is
+            damaged, or holds more than tensors, numbers and options.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint `{path}` does not exist.")
+    allow_checkpoint_classes()
+    try:
+        state = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except pickle.UnpicklingError as error:
+        raise UserError(_refusal(str(path), error)) from None
+    except Exception as error:  # torch raises many types for a truncated file
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"checkpoint `{path}` cannot be read: {reason}") from None
+    if not isinstance(state, dict):
+        raise UserError(f"checkpoint `{path}` must be a mapping, but is not.")
+    return state

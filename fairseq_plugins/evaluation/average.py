@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any, Sequence
 
 import torch
 
-from fairseq_plugins import compat
+from fairseq_plugins.compat.checkpoints import read_checkpoint
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import write_atomically
 
@@ -55,18 +54,8 @@ def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
 
 
 def _read(path: Path) -> State:
-    """Open a checkpoint by the safe loader; tensors stay on disk until used."""
-    if not path.is_file():
-        raise UserError(f"checkpoint `{path}` does not exist.")
-    compat.allow_checkpoint_classes()
-    try:
-        state = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except Exception as error:  # torch has many for a file that was cut off
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"checkpoint `{path}` cannot be read: {reason}") from None
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+    state = read_checkpoint(path)
+    if not isinstance(state.get("model"), dict):
         raise UserError(f"`{path}` must be a checkpoint of fairseq, but has no model.")
     return state
 

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any, Callable, Sequence
 
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, pad
 
+from fairseq_plugins.compat.checkpoints import read_checkpoint
 from fairseq_plugins.knn.data import NUM_CLASSES, Images
 from fairseq_plugins.operators import soft_knn_loss
+from fairseq_plugins.utils.arguments import parse_assignment
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import write_atomically
-from fairseq_plugins.utils.typed_yaml import build
+from fairseq_plugins.utils.typed_yaml import build, parse_yaml
 
 __all__ = [
     "METHODS",
@@ -189,14 +190,9 @@ def change_settings(settings: Settings, changes: Sequence[str]) -> Settings:
     """
     content: dict[str, Any] = dataclasses.asdict(settings)
     for text in changes:
-        key, equals, value = text.partition("=")
+        key, value = parse_assignment(text)
         outer, dot, inner = key.partition(".")
-        if not equals:
-            raise UserError(f"a change must be `key=value`, but is `{text}`.")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"`{value}` of `{text}` is not valid YAML.") from None
+        parsed = parse_yaml(value, text)
         if isinstance(parsed, str):  # YAML takes 1e-3, which has no point, for text
             try:
                 parsed = float(parsed)
@@ -290,7 +286,7 @@ def train(
     )
     first_update = 0
     if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
+        state = read_checkpoint(checkpoint)
         classifier.load_state_dict(state["classifier"])
         optimizer.load_state_dict(state["optimizer"])
         first_update = state["update"]

@@ -12,6 +12,7 @@ from typing import Any, Sequence
 import torch
 from torch import Tensor
 
+from fairseq_plugins.compat.checkpoints import read_checkpoint
 from fairseq_plugins.corpus.manifest import PreparedCorpus
 from fairseq_plugins.evaluation.metrics import score
 from fairseq_plugins.evaluation.significance import paired_test
@@ -242,7 +243,7 @@ class Experiment:
                 weights=weights,
                 is_adaptive=is_adaptive,
             )
-            gate.load_state_dict(torch.load(path, weights_only=True))
+            gate.load_state_dict(read_checkpoint(path))
             return gate.eval()
         if self._tokens is None:
             self._tokens = retrieve(

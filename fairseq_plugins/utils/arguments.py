@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Callable, Sequence
 
+from fairseq_plugins.utils.errors import UserError
+
 
 def at_least(least: int) -> Callable[[str], int]:
     """Return the type of whole numbers that are not smaller than ``least``."""
@@ -49,3 +51,15 @@ def output_file(text: str) -> Path:
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"must be a file, but `{text}` is a folder")
     return path
+
+
+def parse_assignment(text: str) -> tuple[str, str]:
+    """Split ``key=value``.
+
+    Raises:
+        UserError: there is no key or no equals sign.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"`{text}` must be written as `key=value`.")
+    return key, value
