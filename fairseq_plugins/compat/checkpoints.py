@@ -163,8 +163,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises many types for a truncated file
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"checkpoint `{path}` cannot be read. It is damaged, or torch did not write "
-            f"it ({type(error).__name__}: {reason})."
+            f"checkpoint `{path}` cannot be read. It is damaged or not written by "
+            f"torch ({type(error).__name__}: {reason})."
         ) from None
     if not isinstance(state, dict):
         raise UserError(f"checkpoint `{path}` must be a mapping, but is not.")
