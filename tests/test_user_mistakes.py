@@ -153,7 +153,7 @@ RUNS = {
     ),
     "two at once": (run_twice, "another training uses `run` now."),
     "empty checkpoint": (checkpoint(b""), "`c.pt` cannot be read"),
-    "text as checkpoint": (checkpoint(b"hello"), "torch did not write"),
+    "text as checkpoint": (checkpoint(b"hello"), "`c.pt` cannot be read"),
     "cut checkpoint": (checkpoint(b"PK\3\4" + bytes(90)), "`c.pt` cannot be read"),
     "foreign checkpoint": (checkpoint(SHELL), "nothing in it was run"),
 }  # fmt: skip
