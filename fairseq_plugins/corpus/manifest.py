@@ -46,6 +46,7 @@ class PreparedCorpus:
         subsets: by fairseq's names: ``train``, ``valid``, ``test``, ``test1``, ...
         spm_file: the SentencePiece model of both languages; ``None`` if subword-nmt
             made the pieces.
+        codes_file: the merges of subword-nmt, if those made the pieces.
         bin_dir: the folder for ``fairseq-train`` and ``fairseq-generate``.
     """
 
@@ -55,6 +56,7 @@ class PreparedCorpus:
     target_lang: str
     subsets: Mapping[str, Subset]
     spm_file: Path | None
+    codes_file: Path | None
     bin_dir: Path
 
     @classmethod
@@ -87,6 +89,7 @@ class PreparedCorpus:
                     for name, entry in content["subsets"].items()
                 },
                 spm_file=None if has_merges else folder / content["spm_model"],
+                codes_file=folder / content["bpe_codes"] if has_merges else None,
                 bin_dir=folder / content["bin_dir"],
             )
         except (KeyError, TypeError, AttributeError) as error:

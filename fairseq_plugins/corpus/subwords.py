@@ -312,7 +312,12 @@ class MosesPieces(Words):
         self._tokenize = _moses_tokenizer(language)
 
     def encode(self, lines: list[str]) -> EncodedBlock:
-        return super().encode([self._split(self._tokenize(line)) for line in lines])
+        return super().encode([self.split(line) for line in lines])
+
+    def split(self, line: str) -> str:
+        """Return the pieces of a line, with spaces between them."""
+        pieces: str = self._split(self._tokenize(line))
+        return pieces
 
 
 def _split_as_fairseq(line: str) -> list[str]:
