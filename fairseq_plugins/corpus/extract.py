@@ -17,7 +17,7 @@ from fairseq_plugins.utils.progress import progress_bar
 
 __all__ = ["Located", "LocatedPart", "extract", "locate", "source_folder"]
 
-_ENDINGS = ("", ".gz", ".xz")
+_ENDINGS = ("", ".gz", ".xz", ".zst")
 _LINES_BETWEEN_UPDATES = 10_000
 _OTHER_TEXT = (
     "To prepare another text than the recipe's, copy the recipe to a file of your own, "
@@ -179,11 +179,19 @@ class _Finder:
         return Text(path, (), side.form or form_of(path.name)) if path else None
 
     def _find_file(self, patterns: Sequence[str]) -> Path | None:
-        if self._folder is not None:
-            for pattern, ending in itertools.product(patterns, _ENDINGS):
-                for path in sorted(self._folder.glob(pattern + ending)):
-                    if path.is_file():
-                        return path
+        for pattern, ending in itertools.product(patterns, _ENDINGS):
+            name = pattern + ending
+            if Path(name).is_absolute():
+                exact, matches = Path(name), []
+            elif self._folder is not None:
+                exact = self._folder / name
+                matches = sorted(self._folder.glob(name))
+            else:
+                continue
+            # The exact name first: it may contain characters such as `[`.
+            for path in (exact, *matches):
+                if path.is_file():
+                    return path
         return None
 
     def _find_archive(self, name: str) -> Path | None:

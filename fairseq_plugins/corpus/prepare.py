@@ -18,6 +18,7 @@ from typing import Any, Iterator, Mapping, Sequence
 
 from fairseq_plugins.corpus import binarize, clean
 from fairseq_plugins.corpus.blocks import default_workers
+from fairseq_plugins.corpus.checks import check_text, check_unknown
 from fairseq_plugins.corpus.extract import Located, LocatedPart, extract, locate
 from fairseq_plugins.corpus.fetch import fetch, verify
 from fairseq_plugins.corpus.recipe import Part, Recipe
@@ -122,6 +123,7 @@ class _Plan:
                 yield self._extract_stage(subset, located)
         for subset in self._subsets:
             yield self._clean_stage(subset)
+        yield self._check_stage()
         yield self._subwords_stage()
         for subset in self._subsets:
             yield self._encode_stage(subset)
@@ -197,6 +199,24 @@ class _Plan:
             run=run,
         )
 
+    def _check_stage(self) -> Stage:
+        """Look for text that is silently wrong; writes nothing."""
+        files = {subset: self._files("raw", subset) for subset in self._subsets}
+        texts = {
+            subset: (self._folder / source, self._folder / target)
+            for subset, (source, target) in files.items()
+        }
+        return Stage(
+            name="check",
+            group="clean",
+            title="checking alignment, languages and overlap",
+            inputs=self._paths([name for names in files.values() for name in names]),
+            outputs=[],
+            settings={"checks": self._recipe.checks},
+            versions=_versions(),
+            run=lambda: check_text(texts, self._languages, mode=self._recipe.checks),
+        )
+
     def _subwords_stage(self) -> Stage:
         texts = self._paths(self._files("raw", "train"))
         by_language = dict(zip(self._languages, texts.values()))
@@ -242,6 +262,18 @@ class _Plan:
             self._subsets, source_lang=source_lang, target_lang=target_lang
         )
         inputs = [name for each in self._subsets for name in self._encoded_files(each)]
+
+        def run() -> dict[str, Any]:
+            counts = binarize.binarize(
+                self._folder / "ids",
+                self._folder / _BIN,
+                pairs={subset: self._num_pairs(subset) for subset in self._subsets},
+                source_lang=source_lang,
+                target_lang=target_lang,
+            )
+            check_unknown(counts, mode=self._recipe.checks)
+            return counts
+
         return Stage(
             name="binarise",
             group="binarise",
@@ -250,13 +282,7 @@ class _Plan:
             outputs=[f"{_BIN}/{name}" for name in names],
             settings={},
             versions=_versions("numpy"),
-            run=lambda: binarize.binarize(
-                self._folder / "ids",
-                self._folder / _BIN,
-                pairs={subset: self._num_pairs(subset) for subset in self._subsets},
-                source_lang=source_lang,
-                target_lang=target_lang,
-            ),
+            run=run,
         )
 
     def describe(self) -> dict[str, Any]:

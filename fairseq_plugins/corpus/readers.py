@@ -61,7 +61,8 @@ class _FormError(Exception):
 
 def form_of(name: str) -> str:
     """Return the form that the ending of a file's name stands for."""
-    name = name.removesuffix(".gz").removesuffix(".xz")
+    for ending in (".gz", ".xz", ".zst"):
+        name = name.removesuffix(ending)
     return _FORMS.get(Path(name).suffix, "plain")
 
 
@@ -129,6 +130,18 @@ def _decompress(stream: IO[bytes], name: str) -> IO[bytes]:
         return io.BufferedReader(gzip.GzipFile(fileobj=stream), _BUFFER)
     if name.endswith(".xz"):
         return io.BufferedReader(lzma.LZMAFile(stream), _BUFFER)
+    if name.endswith(".zst"):
+        try:
+            import zstandard
+        except ImportError:
+            raise UserError(
+                f"`{name}` can only be read if zstandard is installed: pip install "
+                "zstandard."
+            ) from None
+        reader = zstandard.ZstdDecompressor().stream_reader(
+            stream, read_across_frames=True
+        )
+        return io.BufferedReader(reader, _BUFFER)
     return stream
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 _FORMS = ("plain", "sgm", "ted", "tmx")
+_CHECKS = ("warn", "refuse")
 _MODEL_TYPES = ("bpe", "unigram", "subword-nmt")
 # fairseq's names of subsets: a test set with such a name would be taken for another.
 _SUBSET_NAME = re.compile(r"train|valid|test\d*")
@@ -71,7 +72,8 @@ class TextFile:
     """One side of a part.
 
     Attributes:
-        file: its name without ``.gz`` or ``.xz``, as plain text in ``--source``.
+        file: its name without ``.gz``, ``.xz`` or ``.zst``, as plain text in
+            ``--source``; or an absolute path.
         sha256: of the uncompressed text, if known.
         members: what to read from the part's archive, one after the other. A member
             may itself be compressed, and may also lie unpacked in ``--source``.
@@ -160,10 +162,10 @@ class Subwords:
     """
 
     vocab_size: int
-    model_type: str
-    character_coverage: float
-    max_lines: int
-    seed: int
+    model_type: str = "bpe"
+    character_coverage: float = 1.0
+    max_lines: int = 1_000_000
+    seed: int = 1
 
     def __post_init__(self) -> None:
         _check_positive(self, "vocab_size", "max_lines")
@@ -196,7 +198,7 @@ class Cleaning:
         drop_duplicates: keep only the first of equal pairs.
     """
 
-    max_words: int
+    max_words: int = 250
     normalise: bool = False
     max_ratio: float | None = None
     max_word_length: int | None = None
@@ -223,20 +225,23 @@ class Recipe:
         folder: where the files are, relative to the recipe's own file. Without it they
             are downloaded or given by ``--source``.
         archives: the files that can be downloaded.
+        checks: what follows if the text looks wrong (see
+            :mod:`fairseq_plugins.corpus.checks`): ``warn`` or ``refuse``.
     """
 
     description: str
     source_lang: str
     target_lang: str
-    licence: str
-    published: str
     train: tuple[Part, ...]
     valid: tuple[Part, ...]
     test: tuple[Part, ...]
     subwords: Subwords
-    cleaning: Cleaning
+    cleaning: Cleaning = field(default_factory=Cleaning)
     folder: str | None = None
     archives: tuple[Archive, ...] = ()
+    licence: str = "not stated"
+    published: str = "not published"
+    checks: str = "warn"
 
     def __post_init__(self) -> None:
         for language in (self.source_lang, self.target_lang):
@@ -252,6 +257,10 @@ class Recipe:
                 raise UserError(
                     f"`{place}` must not hold two {kind} named `{repeated[0]}`."
                 )
+        if self.checks not in _CHECKS:
+            raise UserError(
+                f"`checks` must be one of {', '.join(_CHECKS)}, but is `{self.checks}`."
+            )
         for part in self.test:
             if _SUBSET_NAME.fullmatch(part.name):
                 raise UserError(f"`name` of a test set must not be `{part.name}`.")
@@ -307,8 +316,11 @@ def _is_web_address(url: str) -> bool:
 
 
 def _check_file_name(file: str) -> None:
-    if file in ("", ".", "..") or "/" in file:
-        raise UserError(f"`file` must be the name of a file, but is `{file}`.")
+    if file in ("", ".", "..") or ("/" in file and not Path(file).is_absolute()):
+        raise UserError(
+            "`file` must be the name of a file or an absolute path, but is "
+            f"`{file}`."
+        )
 
 
 def _check_digest(name: str, value: str | None, length: int) -> None:

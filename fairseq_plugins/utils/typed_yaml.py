@@ -152,7 +152,8 @@ def _build_dataclass(kind: Any, value: Any, path: str) -> Any:
             hint = did_you_mean(str(key), fields)
             raise UserError(f"unknown key `{key}` in {_place(path)}.{hint}")
     for name, field in fields.items():
-        if name not in value and field.default is dataclasses.MISSING:
+        defaults = (field.default, field.default_factory)
+        if name not in value and defaults == (dataclasses.MISSING,) * 2:
             raise UserError(f"key `{name}` is missing in {_place(path)}.")
     hints = typing.get_type_hints(kind)
     prefix = f"{path}." if path else ""
