@@ -110,7 +110,9 @@ def test_a_wrong_recipe_is_refused_with_place_and_rule(load, path, value, messag
     assert "mine.yaml" in str(error.value)
 
 
-@pytest.mark.parametrize("key", sorted(GOOD))
+@pytest.mark.parametrize(
+    "key", sorted(GOOD.keys() - {"cleaning", "licence", "published"})
+)
 def test_a_missing_key_is_named(load, key):
     content = {name: value for name, value in GOOD.items() if name != key}
     with pytest.raises(UserError, match=f"key `{key}` is missing in the file"):
