@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from argparse import Namespace
 from typing import Any
 
 import pytest
@@ -37,20 +38,24 @@ class Result:
 
 
 def run(model: Any, sample: Any, settings: Any) -> Result:
-    """Search along gold with gradients through the steps; see the rollout engine."""
-    from fairseq_plugins.beam.decoder import without_dropout
+    """Search along the reference with the rollout engine."""
     from fairseq_plugins.beam.losses import slot_ce, survival
-    from fairseq_plugins.beam.rescore import Wanted, search
+    from fairseq_plugins.beam.rescore import search_with_gradients
+    from fairseq_plugins.beam.search import RequiredScores, SearchRequest
 
     net_input = sample["net_input"]
-    encoder_out = model.encoder(net_input["src_tokens"], net_input["src_lengths"])
-    with without_dropout(model.decoder):
-        trace = search(
-            model, encoder_out, net_input["prev_output_tokens"][:, 0],
-            sample["target"], settings=settings,
-            what=Wanted(gold=True, finished=False, first_slot=True),
-        )  # fmt: skip
-    losses = {"slot-ce": slot_ce(trace), "survival": survival(trace, epsilon=2.0)}
+    request = SearchRequest(
+        model=model,
+        encoder_out=model.encoder(net_input["src_tokens"], net_input["src_lengths"]),
+        start_tokens=net_input["prev_output_tokens"][:, 0],
+        target=sample["target"],
+        settings=settings,
+        required=RequiredScores(gold=True, gold_first=True),
+    )
+    trace = search_with_gradients(request, "rollout")
+    options = Namespace(survival_epsilon=2.0)
+    batch: Any = Namespace(trace=trace, options=options)
+    losses = {"slot-ce": slot_ce(batch), "survival": survival(batch)}
     return Result(losses, trace.gold_in_beam.sum(-1))
 
 
@@ -70,7 +75,7 @@ def four_candidates() -> Any:
 
 
 def plain_beam(model: Any, item: Any, collate: Any, settings: Any) -> dict[str, float]:
-    """Beam search over lists of tokens, each prefix decoded anew, for one sentence."""
+    """Beam search over token lists that decodes each prefix again, one sentence."""
     sample = collate([item])
     net_input = sample["net_input"]
     encoder_out = model.encoder(net_input["src_tokens"], net_input["src_lengths"])
@@ -173,7 +178,8 @@ def test_soft_rollout_becomes_the_hard_one_as_epsilon_goes_to_0(
 
 
 def test_a_one_hot_mixture_is_fairseqs_reordering(arch, make_model, sentences, collate):
-    from fairseq_plugins.beam.decoder import IncrementalDecoder, without_dropout
+    from fairseq_plugins.beam.adapters import find_adapter
+    from fairseq_plugins.beam.adapters.hooks import evaluation_mode
 
     sample, model = collate(sentences[:4]), make_model(arch)
     net_input = sample["net_input"]
@@ -182,10 +188,10 @@ def test_a_one_hot_mixture_is_fairseqs_reordering(arch, make_model, sentences, c
     rows = (order + BEAM * torch.arange(4).unsqueeze(1)).flatten()
     inputs = model.decoder.embed_tokens(torch.arange(4, 4 + 4 * BEAM).view(4, BEAM))
     outputs = []
-    with without_dropout(model.decoder):
+    with evaluation_mode(model.decoder):
         encoder_out = model.encoder(net_input["src_tokens"], net_input["src_lengths"])
         for mixes in (True, False):
-            decoder = IncrementalDecoder(
+            decoder = find_adapter(model)(
                 model, encoder_out, batch_size=4, beam_size=BEAM
             )
             for position in range(3):
@@ -193,14 +199,14 @@ def test_a_one_hot_mixture_is_fairseqs_reordering(arch, make_model, sentences, c
                 if mixes:
                     decoder.mix(one_hot)
                 else:
-                    # The cross attention's keys are one row a sentence: leave them.
+                    # The cross attention's keys have one row per sentence: leave them.
                     state = {
                         name: value
-                        for name, value in decoder._state.items()
+                        for name, value in decoder.state.items()
                         if all(v is None or v.size(0) != 4 for v in value.values())
                     }
                     model.decoder.reorder_incremental_state_scripting(state, rows)
-                    decoder._state.update(state)
+                    decoder.state.update(state)
             outputs.append(features)
     assert torch.equal(*outputs)
 
@@ -208,7 +214,7 @@ def test_a_one_hot_mixture_is_fairseqs_reordering(arch, make_model, sentences, c
 def test_steps_of_slots_agree_with_parallel_decoding(
     arch, make_model, sentences, collate
 ):
-    from fairseq_plugins.beam.decoder import IncrementalDecoder
+    from fairseq_plugins.beam.adapters import find_adapter
 
     sample, model = collate(sentences), make_model(arch)
     net_input = sample["net_input"]
@@ -217,7 +223,7 @@ def test_steps_of_slots_agree_with_parallel_decoding(
     parallel = model.get_normalized_probs(
         model.decoder(tokens, encoder_out=encoder_out), log_probs=True
     )
-    decoder = IncrementalDecoder(
+    decoder = find_adapter(model)(
         model, encoder_out, batch_size=len(tokens), beam_size=2
     )
     for position in range(tokens.size(1)):
@@ -242,7 +248,7 @@ def test_gradients_of_one_selection_are_those_of_finite_differences(settings):
     assert torch.autograd.gradcheck(weights, scores.requires_grad_())
 
 
-def test_a_slots_score_has_the_shares_as_its_gradient(settings):
+def test_a_slots_score_has_the_weights_as_its_gradient(settings):
     from fairseq_plugins.beam.step import select
 
     settings = dataclasses.replace(settings, mixing="soft", epsilon=0.7)
@@ -294,11 +300,11 @@ def test_gold_stays_a_candidate_however_badly_it_scores(settings):
 @pytest.mark.parametrize(
     "position, gold, where, finishes",
     [
-        (0, 2, -1, False),  # shorter than a hypothesis may be
+        (0, 2, -1, False),  # shorter than the shortest hypothesis
         (1, 2, 4, True),  # behind the pool's four: the end of slot 0
         (1, 5, 3, True),
         (1, 1, -1, True),  # gold has ended
-        (5, 5, -1, True),  # longer than a hypothesis may be
+        (5, 5, -1, True),  # longer than the longest hypothesis
     ],
 )
 def test_an_end_leaves_the_beam_and_is_gold_only_where_gold_ends(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from argparse import Namespace
 from typing import Any
 
 import pytest
@@ -25,33 +26,47 @@ def settings(task: Any) -> Any:
 
 
 def run(
-    engine: str, model: Any, sample: Any, settings: Any, what: Any, *,
+    engine: str, model: Any, sample: Any, settings: Any, required: Any, *,
     dropout: bool = False, max_lens: torch.Tensor | None = None,
 ) -> Any:  # fmt: skip
-    from fairseq_plugins.beam.decoder import without_dropout
-    from fairseq_plugins.beam.rescore import searched_with_gradients
+    from fairseq_plugins.beam.rescore import search_with_gradients
+    from fairseq_plugins.beam.search import SearchRequest
 
     net_input = sample["net_input"]
-    encoder_out = model.encoder(net_input["src_tokens"], net_input["src_lengths"])
-    with without_dropout(model.decoder):
-        return searched_with_gradients(
-            engine, model, encoder_out, net_input["prev_output_tokens"][:, 0],
-            sample["target"], settings=settings, what=what, dropout=dropout,
-            max_lens=max_lens,
-        )  # fmt: skip
+    masks = shared_dropout(model, len(sample["target"])) if dropout else None
+    request = SearchRequest(
+        model=model,
+        encoder_out=model.encoder(net_input["src_tokens"], net_input["src_lengths"]),
+        start_tokens=net_input["prev_output_tokens"][:, 0],
+        target=sample["target"],
+        settings=settings,
+        required=required,
+        max_lens=max_lens,
+        dropout=masks,
+    )
+    return search_with_gradients(request, engine)
 
 
-def everything(**changes: bool) -> Any:
-    from fairseq_plugins.beam.rescore import Wanted
+def shared_dropout(model: Any, batch_size: int) -> Any:
+    from fairseq_plugins.beam.adapters import find_adapter
+    from fairseq_plugins.beam.adapters.hooks import SharedDropout
 
-    return Wanted(gold=True, finished=True, first_slot=True)._replace(**changes)
+    dims = find_adapter(model).dropout_batch_dims(model.decoder)
+    return SharedDropout(dims, batch_size=batch_size)
+
+
+def all_scores(**changes: bool) -> Any:
+    from fairseq_plugins.beam.search import RequiredScores
+
+    everything = RequiredScores(gold=True, finished=True, gold_first=True)
+    return dataclasses.replace(everything, **changes)
 
 
 def hypotheses_of(trace: Any, settings: Any, lenpen: float) -> list[list[Any]]:
     """Return (score, tokens) of each sentence's finished hypotheses, best first."""
-    from fairseq_plugins.beam.trace import finished_hypotheses
+    from fairseq_plugins.beam.trace import collect_hypotheses
 
-    found = finished_hypotheses(trace, pad_id=settings.pad_id, eos_id=settings.eos_id)
+    found = collect_hypotheses(trace, pad_id=settings.pad_id, eos_id=settings.eos_id)
     return [
         sorted(
             (
@@ -98,7 +113,7 @@ def test_a_hard_search_returns_what_fairseqs_generator_returns(
     )
     with torch.no_grad():
         trace = run(
-            "rollout", model, sample, settings, everything(gold=False, first_slot=False)
+            "rollout", model, sample, settings, all_scores(gold=False, gold_first=False)
         )
     expected = generated(
         model, task, sample, beam_size=beam, len_penalty=lenpen, min_len=min_len,
@@ -113,9 +128,9 @@ def test_no_sentence_goes_beyond_the_limit_of_all_whatever_its_own(
     sample, model = collate(sentences), make_model(arch).eval()
     settings = dataclasses.replace(settings, max_len=3)
     own = torch.full((len(sentences),), 20)
-    what = everything(gold=False, first_slot=False)
+    required = all_scores(gold=False, gold_first=False)
     with torch.no_grad():
-        trace = run("rollout", model, sample, settings, what, max_lens=own)
+        trace = run("rollout", model, sample, settings, required, max_lens=own)
     expected = generated(
         model, task, sample, beam_size=BEAM, max_len_a=0, max_len_b=3
     )  # fmt: skip
@@ -128,7 +143,7 @@ def test_resets_are_the_steps_at_which_gold_would_have_been_pruned(
 ):
     settings = dataclasses.replace(settings, beam_size=beam, reset_margin=0.0)
     trace = run("rollout", make_model(arch), collate(sentences), settings,
-                everything(finished=False))  # fmt: skip
+                all_scores(finished=False))  # fmt: skip
     in_pool = (trace.gold >= 0) & (trace.gold < settings.pool_size)
     assert torch.equal(trace.resets, in_pool & ~trace.gold_in_beam)
     assert trace.resets.any() and (in_pool & ~trace.resets).any()
@@ -141,29 +156,31 @@ def test_a_sentence_without_any_hypothesis_has_the_largest_risk():
     none = torch.zeros(1, BEAM, dtype=torch.long)
     log_probs = torch.full((1, BEAM), float("-inf"), requires_grad=True)
     found = Hypotheses(none.unsqueeze(-1), none, log_probs, none, none)
-    costs = torch.ones(1, BEAM)
-    risk = soft_risk(found, costs, epsilon=0.2, lenpen=1.0)
-    assert risk.tolist() == minimum_risk(found, costs, alpha=0.1).tolist() == [1.0]
+    batch: Any = Namespace(
+        hypotheses=found,
+        costs=torch.ones(1, BEAM),
+        num_tokens=torch.tensor([7]),
+        options=Namespace(beam_lenpen=1.0, risk_epsilon=0.2, mrt_alpha=0.1),
+    )
+    risk = soft_risk(batch)
+    assert risk.tolist() == minimum_risk(batch).tolist() == [7.0]
     risk.sum().backward()
     assert log_probs.grad.tolist() == [[0.0] * BEAM]
 
 
 def losses_and_gradients(trace: Any, model: Any, sample: Any, settings: Any) -> Any:
-    from fairseq_plugins.beam import losses
-    from fairseq_plugins.beam.trace import finished_hypotheses
+    from fairseq_plugins.beam.costs import Detokenizer
+    from fairseq_plugins.beam.losses import LOSSES, SearchedBatch
 
-    found = finished_hypotheses(trace, pad_id=settings.pad_id, eos_id=settings.eos_id)
-    generator = torch.Generator().manual_seed(1)
-    costs = torch.rand(found.lengths.shape, generator=generator)
-    edge_costs = torch.rand(trace.gold.size(0), 40, generator=generator)
-    edge_costs = edge_costs[:, : trace.gold.size(1)]
-    values = {
-        "slot-ce": losses.slot_ce(trace),
-        "survival": losses.survival(trace, epsilon=2.0),
-        "bso": losses.beam_margin(trace, edge_costs, margin=1.0),
-        "risk": losses.soft_risk(found, costs, epsilon=0.5, lenpen=1.0),
-        "mrt": losses.minimum_risk(found, costs, alpha=0.5),
-    }
+    options = Namespace(
+        survival_epsilon=2.0, risk_epsilon=0.5, mrt_alpha=0.5, bso_margin=1.0,
+        beam_lenpen=1.0, beam_cost="gleu", beam_cost_unit="subword",
+    )  # fmt: skip
+    batch = SearchedBatch(
+        trace, sample["target"], options, settings.pad_id, settings.eos_id,
+        Detokenizer([""]),
+    )  # fmt: skip
+    values = {name: loss.function(batch) for name, loss in LOSSES.items()}
     gradients = {}
     parameters = [p for p in model.parameters() if p.requires_grad]
     for name, value in values.items():
@@ -180,7 +197,7 @@ def assert_engines_agree(
     results = {}
     for engine in ("rollout", "two-pass"):
         torch.manual_seed(1)
-        trace = run(engine, model, sample, settings, everything(), dropout=dropout)
+        trace = run(engine, model, sample, settings, all_scores(), dropout=dropout)
         results[engine] = losses_and_gradients(trace, model, sample, settings)
     (values, gradients), (others, other_gradients) = results.values()
     for name, value in values.items():
@@ -208,8 +225,8 @@ def test_both_engines_agree_with_dropout_too(
 ):
     model, sample = make_model(arch, dropout=0.3), collate(sentences)
     assert_engines_agree(model, sample, settings, 1e-5, dropout=True)
-    plain = run("two-pass", model.eval(), sample, settings, everything())
-    dropped = run("two-pass", model, sample, settings, everything(), dropout=True)
+    plain = run("two-pass", model.eval(), sample, settings, all_scores())
+    dropped = run("two-pass", model, sample, settings, all_scores(), dropout=True)
     assert plain.tokens.shape != dropped.tokens.shape or not torch.equal(
         plain.tokens, dropped.tokens
     )  # the search, too, is with dropout
@@ -218,10 +235,9 @@ def test_both_engines_agree_with_dropout_too(
 def test_shared_dropout_treats_slots_with_one_prefix_alike(
     arch, make_model, sentences, collate
 ):
-    from fairseq_plugins.beam.decoder import IncrementalDecoder, without_dropout
-    from fairseq_plugins.beam.shared_dropout import SharedDropout
-    from fairseq_plugins.beam.tree import PrefixTree
-    from fairseq_plugins.beam.tree_decoder import tree_features
+    from fairseq_plugins.beam.adapters import find_adapter
+    from fairseq_plugins.beam.adapters.hooks import evaluation_mode
+    from fairseq_plugins.beam.trace import PrefixTree
 
     sample, model = collate(sentences[:4]), make_model(arch, dropout=0.5)
     net_input = sample["net_input"]
@@ -232,17 +248,19 @@ def test_shared_dropout_treats_slots_with_one_prefix_alike(
     depths = torch.tensor([0, 1, 1, 1]).expand(4, -1)
     parents, is_node = torch.zeros_like(depths), torch.ones_like(depths).bool()
     tree = PrefixTree(node, tokens, parents, depths, is_node)
-    with without_dropout(model), torch.no_grad():
-        encoder_out = model.encoder(net_input["src_tokens"], net_input["src_lengths"])
-        plain = tree_features(model, encoder_out, tree)
-        masks = SharedDropout(model.decoder, batch_size=4)
-        dropped = tree_features(model, encoder_out, tree, dropout=masks)
-        masks = SharedDropout(model.decoder, batch_size=4)
-        decoder = IncrementalDecoder(
-            model, encoder_out, batch_size=4, beam_size=BEAM, dropout=masks
+
+    def create_decoder(dropout: Any = None) -> Any:
+        return find_adapter(model)(
+            model, encoder_out, batch_size=4, beam_size=BEAM, dropout=dropout
         )
+
+    with evaluation_mode(model), torch.no_grad():
+        encoder_out = model.encoder(net_input["src_tokens"], net_input["src_lengths"])
+        plain = create_decoder().score_tree(tree)
+        dropped = create_decoder(shared_dropout(model, 4)).score_tree(tree)
+        decoder = create_decoder(shared_dropout(model, 4))
         stepped = decoder.step(decoder.embed(tokens[:, 1:]), 0)
-        again = tree_features(model, encoder_out, tree)
+        again = create_decoder().score_tree(tree)
     for features in (dropped[:, 1:], stepped):
         torch.testing.assert_close(features[:, :1].expand_as(features), features)
         assert not torch.allclose(features, plain[:, 1:])

@@ -76,9 +76,9 @@ def test_hypotheses_and_scores_are_those_of_fairseqs_generator(
 ):
     from fairseq.sequence_generator import SequenceGenerator
 
-    from fairseq_plugins.beam.rescore import Wanted, search
+    from fairseq_plugins.beam.search import RequiredScores, SearchRequest, search
     from fairseq_plugins.beam.step import BeamSettings
-    from fairseq_plugins.beam.trace import finished_hypotheses
+    from fairseq_plugins.beam.trace import collect_hypotheses
 
     task, beam = english_french, 5
     model, dictionary = models(arch), task.target_dictionary
@@ -98,12 +98,15 @@ def test_hypotheses_and_scores_are_those_of_fairseqs_generator(
             encoder_out = model.encoder(
                 net_input["src_tokens"], net_input["src_lengths"]
             )
+            start_tokens = net_input["prev_output_tokens"][:, 0]
+            required = RequiredScores(finished=True)
             trace = search(
-                model, encoder_out, net_input["prev_output_tokens"][:, 0],
-                sample["target"], settings=settings,
-                what=Wanted(gold=False, finished=True, first_slot=False),
+                SearchRequest(
+                    model, encoder_out, start_tokens, sample["target"], settings,
+                    required,
+                )
             )  # fmt: skip
-        found = finished_hypotheses(
+        found = collect_hypotheses(
             trace, pad_id=settings.pad_id, eos_id=settings.eos_id
         )
         scores = found.scores(lenpen)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 
 OPTIONS = {
     # At the paper's epsilon of 0.1 a gradient through many soft selections is so steep
@@ -287,12 +288,13 @@ def test_epsilon_follows_the_number_of_updates_that_the_task_is_told(
         (dict(beam=20), r"`--pool-size` must be above .* but is 80"),
         (dict(beam_start=0), r"`--beam-start` must be at least 1, but is 0"),
         (dict(beam_max_len_a=-1.0), r"`--beam-max-len-a` must be 0 or more"),
+        (dict(beam_cost="bleux"), r"`--beam-cost` must be one of bleu, gleu, chrf, ed"),
         (dict(beam=1), r"`--beam` must be at least 2 with risk: one"),
         (dict(beam_start=1, beam_updates=9), r"`--beam-start` must be at least 2 with"),
         (dict(beam_start=2), r"`--beam-updates` must be positive, .* `--beam-start`"),
         (
             dict(mixing="soft", epsilon_end=0.1),
-            r"`--epsilon-updates` must be positive, .* `--epsilon-end` is about",
+            r"`--epsilon-updates` must be positive, .* `--epsilon-end`",
         ),
         (
             dict(epsilon_end=0.1, epsilon_updates=9),
@@ -306,7 +308,7 @@ def test_epsilon_follows_the_number_of_updates_that_the_task_is_told(
         ),
         (
             dict(beam_loss="risk,bso"),
-            r"`--beam-loss` must be without risk when the beam starts anew from gold",
+            r"`--beam-loss` must be without risk when the beam is reset",
         ),
         (dict(ignore_prefix_size=1), r"`--ignore-prefix-size` must be 0, but is 1"),
         (dict(beam_loss="survivel"), r"has `survivel`. Did you mean `survival`\?"),
@@ -338,3 +340,9 @@ def test_a_language_model_is_refused_by_what_it_lacks(
     model = FairseqLanguageModel(make_model("transformer").decoder)
     with pytest.raises(ValueError, match="FairseqLanguageModel has no encoder"):
         make_criterion()(model, collate(sentences))
+
+
+def test_the_document_of_the_options_is_up_to_date():
+    from fairseq_plugins.criterions.options import format_options
+
+    assert (ROOT / "docs" / "options.md").read_text() == format_options()

@@ -1,19 +1,19 @@
-"""Training for the beam: a search, gradients in its scores, losses on them.
+"""Beam search inside the training loop, with gradients in its scores.
 
-engines.py     the two ways to a trace with gradients
-  rollout.py     the search, step by step; with gradients the rollout engine
-    decoder.py     an unmodified fairseq decoder, one step at a time
-    slot_attention.py  an LSTM's attention without repeated keys
-    step.py        all candidates -> pool -> SOFT top-k assignment -> next slots
-    state.py       settings, and the slots that go from step to step
-  two_pass.py    scores a finished search in one pass over its prefixes
-    tree.py        the prefixes that matter, as a tree
-    tree_decoder.py  an unmodified fairseq decoder over that tree
-    shared_dropout.py  one mask for all hypotheses of a sentence
-  projection.py  a few log-probabilities without keeping the vocabulary's logits
-  trace.py       what a search did, and the hypotheses that it found
-objective.py   from a trace to the loss of a batch
-  losses.py      slot-ce, survival, risk, mrt, bso
-  costs.py       how bad a hypothesis is: BLEU, GLEU, chrF, edits
-schedule.py    epsilon and beam size as functions of the number of updates
+``step``      one step of the search. A hypothesis is pruned in :func:`step.select`:
+              only candidates that get a slot stay. `epsilon` enters there: with soft
+              or straight-through mixing a sorted SOFT top-k assigns the pool to the
+              slots, and `epsilon` is its smoothing. Hard mixing, the default, is plain
+              beam search without an `epsilon`.
+``search``    the loop over steps (the rollout engine, if autograd is on)
+``trace``     the record of a search, its finished hypotheses, the tree of prefixes
+``rescore``   the two-pass engine: score a finished search in one pass
+``losses``    slot-ce, survival, risk, mrt, bso, each with its own `epsilon` if any
+``costs``     BLEU, GLEU, chrF or edits between hypotheses and references
+``projection``  selected log-probabilities without the logits of the vocabulary
+``adapters``  fairseq's decoders: one module per family, and all hooks into them
+
+Shapes use B for sentences, K for the beam size, V for the vocabulary, M for the
+candidate pool, L for the steps of a search and D for the embedding. Gold is the
+reference: `gold` names its tokens and its prefix in the beam.
 """

@@ -1,291 +1,280 @@
-"""What training for the beam minimises, one value a sentence, from a search's trace.
+"""Losses on the trace of a beam search.
 
-From a trace to the beam loss of a batch, and to what is logged about the search.
+To add a loss, write a function from :class:`SearchedBatch` to one value per sentence
+under :func:`register_loss`.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from typing import Any, Callable, Mapping, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, pad
 
-from fairseq_plugins.beam.costs import COSTS, Spelling
-from fairseq_plugins.beam.rescore import Wanted
+from fairseq_plugins.beam.costs import CHARACTER_COSTS, COSTS, Detokenizer
+from fairseq_plugins.beam.search import RequiredScores
 from fairseq_plugins.beam.trace import (
     BeamTrace,
     Hypotheses,
-    finished_hypotheses,
-    prefixes,
+    collect_hypotheses,
+    follow_back,
 )
 from fairseq_plugins.operators import soft_topk, soft_topk_logits
 
 __all__ = [
-    "FINISHING",
     "LOSSES",
-    "ObjectiveSettings",
+    "Loss",
+    "SearchedBatch",
     "beam_loss",
     "beam_margin",
+    "find_competitors",
+    "find_required_scores",
     "minimum_risk",
-    "rivals",
+    "register_loss",
     "search_statistics",
     "slot_ce",
     "soft_risk",
     "survival",
-    "what_losses_want",
 ]
 
-LOSSES = ("slot-ce", "survival", "risk", "mrt", "bso")
-FINISHING = ("risk", "mrt")  # need finished hypotheses and their costs
+
+@dataclass(frozen=True)
+class SearchedBatch:
+    """A batch and its search: the input of all losses.
+
+    Attributes:
+        trace: with gradients in the required scores.
+        target: gold tokens with their end of sentence, padded right, shape (B, T).
+        options: of the criterion, see docs/options.md.
+        pad_id, eos_id: of the target dictionary.
+        detokenizer: of the target dictionary, for costs over words or characters.
+    """
+
+    trace: BeamTrace
+    target: Tensor
+    options: Any
+    pad_id: int
+    eos_id: int
+    detokenizer: Detokenizer
+
+    @functools.cached_property
+    def num_tokens(self) -> Tensor:
+        """Number of gold tokens, shape (B,)."""
+        return self.target.ne(self.pad_id).sum(-1)
+
+    @functools.cached_property
+    def hypotheses(self) -> Hypotheses:
+        return collect_hypotheses(self.trace, pad_id=self.pad_id, eos_id=self.eos_id)
+
+    @functools.cached_property
+    def costs(self) -> Tensor:
+        """Costs of the finished hypotheses, between 0 and 1, shape (B, K)."""
+        tokens = self.hypotheses.tokens
+        return self.cost(tokens.flatten(0, 1), self.target).view(tokens.shape[:2])
+
+    def cost(self, hypotheses: Tensor, references: Tensor) -> Tensor:
+        """Return ``--beam-cost`` of rows of tokens: (F * B, L), (B, R) -> (F * B,)."""
+        name = str(self.options.beam_cost)
+        symbols, padding = [hypotheses, references], self.pad_id
+        symbols = [rows.masked_fill(rows.eq(self.eos_id), padding) for rows in symbols]
+        if name in CHARACTER_COSTS:
+            symbols, padding = [*map(self.detokenizer.characters, symbols)], 0
+        elif str(self.options.beam_cost_unit) == "word":
+            symbols, padding = [*map(self.detokenizer.words, symbols)], 0
+        hypotheses, references = symbols
+        references = references.repeat_interleave(len(hypotheses) // len(references), 0)
+        return COSTS[name](hypotheses, references, padding)
 
 
-def slot_ce(trace: BeamTrace) -> Tensor:
+class Loss(NamedTuple):
+    """A loss in the registry.
+
+    Attributes:
+        function: from a batch to nats per sentence, shape (B,).
+        required: the scores that get gradients.
+        resets_to_gold: the beam is reset below ``--bso-margin``.
+    """
+
+    function: Callable[[SearchedBatch], Tensor]
+    required: RequiredScores
+    resets_to_gold: bool = False
+
+
+LOSSES: dict[str, Loss] = {}
+
+
+def register_loss(
+    name: str, required: RequiredScores, *, resets_to_gold: bool = False
+) -> Callable[[Callable[[SearchedBatch], Tensor]], Callable[[SearchedBatch], Tensor]]:
+    """Offer the decorated function as ``--beam-loss NAME``; see :class:`Loss`."""
+
+    def register(
+        function: Callable[[SearchedBatch], Tensor],
+    ) -> Callable[[SearchedBatch], Tensor]:
+        LOSSES[name] = Loss(function, required, resets_to_gold)
+        return function
+
+    return register
+
+
+@register_loss("slot-ce", RequiredScores(gold_first=True))
+def slot_ce(batch: SearchedBatch) -> Tensor:
     """Return the cross entropy of the gold tokens given the first slot, in nats.
 
     This is the loss of Xie et al. (2020, section 5): the hypothesis of rank 1, which
     may be a mixture, has to predict the gold token of the same position.
-
-    Returns:
-        loss, shape (B,).
     """
-    return -trace.gold_first.sum(-1)
+    return -batch.trace.gold_first.sum(-1)
 
 
-def survival(trace: BeamTrace, *, epsilon: float) -> Tensor:
+@register_loss("survival", RequiredScores(gold=True))
+def survival(batch: SearchedBatch) -> Tensor:
     """Return -log of the gold prefix's soft membership in the beam, in nats.
 
     With memberships A = sigmoid(z) of the SOFT top-k this is softplus(-z_gold): a
     smooth form of the margin between gold and the edge of the beam in beam search
-    optimisation (Wiseman and Rush, 2016), with a slope of at most 2 / epsilon.
-
-    Args:
-        epsilon: of the memberships, nats.
-
-    Returns:
-        loss, shape (B,), a sum over steps up to the one at which gold is pruned.
+    optimization (Wiseman and Rush, 2016), with a slope of at most 2 / epsilon. It is a
+    sum over the steps until gold is pruned.
     """
-    scores, gold = _with_ends(trace)
-    logits = soft_topk_logits(scores, trace.beam_size, epsilon=epsilon)
-    loss = -logsigmoid(logits.gather(-1, gold.clamp_min(0).unsqueeze(-1)).squeeze(-1))
-    return torch.where(gold >= 0, loss, 0.0).sum(-1)
+    trace = batch.trace
+    logits = soft_topk_logits(
+        _competing_scores(trace),
+        trace.beam_size,
+        epsilon=batch.options.survival_epsilon,
+    )
+    gold = logits.gather(-1, trace.gold.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+    return torch.where(trace.gold >= 0, -logsigmoid(gold), 0.0).sum(-1)
 
 
-def beam_margin(trace: BeamTrace, cost: Tensor, *, margin: float) -> Tensor:
-    """Return the loss of beam search optimisation (Wiseman and Rush, 2016), in nats.
+@register_loss("risk", RequiredScores(finished=True))
+def soft_risk(batch: SearchedBatch) -> Tensor:
+    """Return the expected cost of the hypothesis that SOFT top-1 selects.
 
-    At every step gold has to lead the edge of the beam by a margin, at its end the
-    best candidate; what violates it weighs by its cost.
-
-    Args:
-        cost: of the candidates at the edge and, at the last step, of the best one,
-            between 0 and 1, shape (B, L).
-        margin: in nats.
-
-    Returns:
-        loss, shape (B,).
+    Search returns the finished hypothesis with the best ``log_probs / length **
+    lenpen``. Here SOFT top-1 makes that choice. The cost is 1 for a sentence without
+    any hypothesis. It is multiplied by the number of gold tokens: when summed like
+    cross entropy, a long sentence counts as much as it does in BLEU.
     """
-    scores, gold = _with_ends(trace)
-    rival = scores.gather(-1, rivals(trace).unsqueeze(-1)).squeeze(-1)
-    own = scores.gather(-1, gold.clamp_min(0).unsqueeze(-1)).squeeze(-1)
-    counts = (gold >= 0) & rival.isfinite()
-    lead = torch.where(counts, own - rival.where(counts, own), 0.0)
-    return torch.where(counts, cost * (margin - lead).clamp_min(0.0), 0.0).sum(-1)
+    scores = batch.hypotheses.scores(batch.options.beam_lenpen)
+    choice = soft_topk(scores, 1, epsilon=batch.options.risk_epsilon)
+    has_none = batch.hypotheses.lengths.sum(-1) == 0
+    cost = (choice * batch.costs).sum(-1).masked_fill(has_none, 1.0)
+    return batch.num_tokens * cost
 
 
-def rivals(trace: BeamTrace) -> Tensor:
-    """Return what gold has to beat at each step, (B, L).
+@register_loss("mrt", RequiredScores(finished=True))
+def minimum_risk(batch: SearchedBatch) -> Tensor:
+    """Return the expected cost under the renormalized model (Shen et al., 2016).
 
-    The K-th best of the others, and where gold ends the best: an index into the pool,
-    or M plus the slot of a candidate that ends.
+    It is multiplied by the number of gold tokens, as in :func:`soft_risk`.
     """
-    scores, gold = _with_ends(trace)
+    # A sentence without any hypothesis would be NaN.
+    has_none = batch.hypotheses.lengths.sum(-1, keepdim=True) == 0
+    log_probs = batch.hypotheses.log_probs.masked_fill(has_none, 0.0)
+    weights = torch.softmax(batch.options.mrt_alpha * log_probs, -1)
+    return batch.num_tokens * (weights * batch.costs).sum(-1)
+
+
+@register_loss("bso", RequiredScores(gold=True), resets_to_gold=True)
+def beam_margin(batch: SearchedBatch) -> Tensor:
+    """Return the loss of beam search optimization (Wiseman and Rush, 2016), in nats.
+
+    Gold has to lead the edge of the beam by a margin at every step, and the best
+    candidate at its end. A violation is weighted by the cost of the competitor.
+    """
+    trace = batch.trace
+    scores = _competing_scores(trace)
+    competitors = find_competitors(trace)
+    cost = _competitor_costs(batch, competitors)
+    theirs = scores.gather(-1, competitors.unsqueeze(-1)).squeeze(-1)
+    own = scores.gather(-1, trace.gold.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+    counts = (trace.gold >= 0) & theirs.isfinite()
+    lead = torch.where(counts, own - theirs.where(counts, own), 0.0)
+    violation = (batch.options.bso_margin - lead).clamp_min(0.0)
+    return torch.where(counts, cost * violation, 0.0).sum(-1)
+
+
+def find_competitors(trace: BeamTrace) -> Tensor:
+    """Return the candidate that gold has to beat at each step, (B, L).
+
+    This is the K-th best of the others, and the best one where gold ends: an index
+    into the pool, or M plus the slot of a candidate that ends.
+    """
+    scores, gold = _competing_scores(trace).detach(), trace.gold
     is_gold = gold.unsqueeze(-1).eq(torch.arange(scores.size(-1), device=gold.device))
-    others = scores.detach().masked_fill(is_gold, float("-inf"))
+    others = scores.masked_fill(is_gold, float("-inf"))
     best = others.topk(trace.beam_size, dim=-1).indices
     return torch.where(gold >= trace.pool.size(-1), best[..., 0], best[..., -1])
 
 
-def _with_ends(trace: BeamTrace) -> tuple[Tensor, Tensor]:
-    """Return all that competes with gold, (B, L, M + K), and where gold is, (B, L).
+def _competing_scores(trace: BeamTrace) -> Tensor:
+    """Return the scores of all candidates that compete with gold, (B, L, M + K).
 
-    Candidates that end compete where gold does; elsewhere they leave the beam without
-    taking a slot of it.
+    Candidates that end their hypothesis take no slot of the beam. They compete only
+    where gold ends, too.
     """
-    pool_size = trace.pool.size(-1)
-    at_end = (trace.gold >= pool_size).unsqueeze(-1)
-    ends = trace.ends.masked_fill(~at_end, float("-inf"))
-    return torch.cat([trace.pool, ends], dim=-1), trace.gold
+    gold_ends = (trace.gold >= trace.pool.size(-1)).unsqueeze(-1)
+    ends = trace.ends.masked_fill(~gold_ends, float("-inf"))
+    return torch.cat([trace.pool, ends], dim=-1)
 
 
-def soft_risk(
-    hypotheses: Hypotheses, costs: Tensor, *, epsilon: float, lenpen: float
-) -> Tensor:
-    """Return the expected cost of the hypothesis that SOFT top-1 selects.
-
-    Search returns the finished hypothesis with the best
-    ``log_probs / length ** lenpen``; here SOFT top-1 takes that choice.
-
-    Args:
-        costs: of the hypotheses, between 0 and 1, shape (B, K).
-        epsilon: of the choice, in nats a token if ``lenpen`` is 1.
-
-    Returns:
-        loss, shape (B,); 1, the largest cost, for a sentence without any hypothesis.
-    """
-    choice = soft_topk(hypotheses.scores(lenpen), 1, epsilon=epsilon)
-    has_none = hypotheses.lengths.sum(-1) == 0
-    return (choice * costs).sum(-1).masked_fill(has_none, 1.0)
-
-
-def minimum_risk(hypotheses: Hypotheses, costs: Tensor, *, alpha: float) -> Tensor:
-    """Return the expected cost under the renormalised model (Shen et al., 2016).
-
-    Args:
-        costs: of the hypotheses, between 0 and 1, shape (B, K).
-        alpha: sharpness, multiplies the sentences' log-probabilities.
-
-    Returns:
-        loss, shape (B,).
-    """
-    # A sentence without any hypothesis would be NaN.
-    has_none = hypotheses.lengths.sum(-1, keepdim=True) == 0
-    scores = alpha * hypotheses.log_probs.masked_fill(has_none, 0.0)
-    return (torch.softmax(scores, -1) * costs).sum(-1)
+def _competitor_costs(batch: SearchedBatch, competitors: Tensor) -> Tensor:
+    """Return the costs of the competitors against the prefix of gold, (B, L)."""
+    trace = batch.trace
+    batch_size, length, pool_size = trace.pool.shape
+    steps = torch.arange(length, device=competitors.device).expand(batch_size, -1)
+    in_pool = competitors.clamp_max(pool_size - 1).unsqueeze(-1)
+    is_end = competitors >= pool_size
+    slots = trace.origins.gather(2, in_pool).squeeze(-1)
+    slots = torch.where(is_end, competitors - pool_size, slots)
+    last = trace.tokens.gather(2, in_pool).squeeze(-1)
+    last = last.masked_fill(is_end, batch.eos_id)
+    theirs = follow_back(trace, steps, slots, last, batch.pad_id)  # (B, L, L)
+    missing = max(0, length - batch.target.size(1))
+    gold = pad(batch.target, (0, missing), value=batch.pad_id)[:, :length]
+    is_later = steps.unsqueeze(1) > steps.unsqueeze(2)
+    prefixes = gold.unsqueeze(1).masked_fill(is_later, batch.pad_id)
+    costs = batch.cost(theirs.flatten(0, 1), prefixes.flatten(0, 1))
+    return costs.view(batch_size, length)
 
 
-@dataclass(frozen=True)
-class ObjectiveSettings:
-    """The losses, their weights and what they are computed with.
-
-    Attributes:
-        weights: of the losses, by name; see :data:`fairseq_plugins.beam.losses.LOSSES`.
-        survival_epsilon, risk_epsilon, mrt_alpha, bso_margin: see the losses.
-        lenpen: exponent of the length that a finished hypothesis' score is divided by.
-        cost: one of :data:`fairseq_plugins.beam.costs.COSTS`.
-        spelling: of the target's subwords, for ``chrf`` and for costs over words;
-            None for costs over subwords.
-    """
-
-    weights: dict[str, float]
-    pad_id: int
-    eos_id: int
-    survival_epsilon: float
-    risk_epsilon: float
-    mrt_alpha: float
-    bso_margin: float
-    lenpen: float
-    cost: str
-    spelling: Spelling | None
+def find_required_scores(weights: Mapping[str, float]) -> RequiredScores:
+    """Return the scores that any of the weighted losses needs."""
+    result = RequiredScores()
+    for name in weights:
+        result |= LOSSES[name].required
+    return result
 
 
-def what_losses_want(weights: dict[str, float]) -> Wanted:
-    """Return which scores of a search the losses use."""
-    return Wanted(
-        gold=bool({"survival", "bso"} & weights.keys()),
-        finished=bool(set(FINISHING) & weights.keys()),
-        first_slot="slot-ce" in weights,
-    )
+def beam_loss(batch: SearchedBatch, weights: Mapping[str, float]) -> Tensor:
+    """Return the weighted sum of the losses, summed over the batch, in nats."""
+    parts = [
+        weights[name] * loss.function(batch).sum()
+        for name, loss in LOSSES.items()
+        if name in weights
+    ]
+    return torch.stack(parts).sum()
 
 
-def beam_loss(
-    trace: BeamTrace, target: Tensor, settings: ObjectiveSettings
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the weighted loss, summed over the batch, and what it is worth to log.
-
-    Losses a sentence (``risk``, ``mrt``) are multiplied by the number of gold tokens:
-    summed like cross entropy, a long sentence counts as much as it does in BLEU.
-
-    Args:
-        trace: with gradients.
-        target: gold tokens with their end of sentence, padded right, shape (B, T).
-    """
-    num_tokens = target.ne(settings.pad_id).sum(-1)
-    logged: dict[str, Tensor] = {}
-    parts: dict[str, Tensor] = {}
-    if "slot-ce" in settings.weights:
-        parts["slot-ce"] = slot_ce(trace)
-    if "survival" in settings.weights:
-        parts["survival"] = survival(trace, epsilon=settings.survival_epsilon)
-    if "bso" in settings.weights:
-        cost = _cost_of_rivals(trace, target, settings)
-        parts["bso"] = beam_margin(trace, cost, margin=settings.bso_margin)
-    if set(FINISHING) & settings.weights.keys():
-        found = finished_hypotheses(
-            trace, pad_id=settings.pad_id, eos_id=settings.eos_id
-        )
-        costs = _costs(found.tokens, target, settings)
-        logged.update(_quality(found, costs, num_tokens, settings))
-        if "risk" in settings.weights:
-            parts["risk"] = num_tokens * soft_risk(
-                found, costs, epsilon=settings.risk_epsilon, lenpen=settings.lenpen
-            )
-        if "mrt" in settings.weights:
-            parts["mrt"] = num_tokens * minimum_risk(
-                found, costs, alpha=settings.mrt_alpha
-            )
-    weighted = [settings.weights[name] * part.sum() for name, part in parts.items()]
-    return torch.stack(weighted).sum(), logged
-
-
-def search_statistics(trace: BeamTrace) -> dict[str, Tensor]:
-    """Return sums over the batch of what the search did: docs/beam_training.md."""
-    steps = trace.is_alive.any(-1)
-    return {
+def search_statistics(
+    batch: SearchedBatch, weights: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """Return sums over the batch that describe the search: docs/method.md."""
+    trace = batch.trace
+    sums = {
         "gold_in_beam": trace.gold_in_beam.sum(),
         "distinct": trace.distinct.sum(),
-        "selections": steps.sum(),
+        "selections": trace.is_alive.any(-1).sum(),
         "resets": trace.resets.sum(),
     }
-
-
-def _costs(hypotheses: Tensor, target: Tensor, settings: ObjectiveSettings) -> Tensor:
-    """Return the cost of F hypotheses a sentence: (B, F, L), (B, T) -> (B, F)."""
-    batch_size, count, _ = hypotheses.shape
-    pad = settings.pad_id
-    ours = hypotheses.masked_fill(hypotheses.eq(settings.eos_id), pad).flatten(0, 1)
-    gold = target.masked_fill(target.eq(settings.eos_id), pad)
-    if settings.spelling is not None:
-        spelling, is_chrf = settings.spelling, settings.cost == "chrf"
-        spelled = spelling.characters if is_chrf else spelling.words
-        ours, gold = map(spelled, (ours, gold))
-        pad = 0
-    cost = COSTS[settings.cost](ours, gold.repeat_interleave(count, 0), pad)
-    return cost.view(batch_size, count)
-
-
-def _quality(
-    found: Hypotheses, costs: Tensor, num_tokens: Tensor, settings: ObjectiveSettings
-) -> dict[str, Tensor]:
-    """Return the cost of what search returns and of the best that it had to offer."""
-    is_there = found.lengths > 0
-    best = found.scores(settings.lenpen).detach().argmax(-1, keepdim=True)
-    oracle = costs.masked_fill(~is_there, 1.0).amin(-1)
-    return {
-        "cost": (costs.gather(1, best).squeeze(1) * num_tokens).sum(),
-        "oracle_cost": (oracle * num_tokens).sum(),
-    }
-
-
-def _cost_of_rivals(
-    trace: BeamTrace, target: Tensor, settings: ObjectiveSettings
-) -> Tensor:
-    """Return 1 - similarity of gold's prefix and its rival: (B, L)."""
-    batch_size, length, pool_size = trace.pool.shape
-    steps = torch.arange(length, device=target.device).expand(batch_size, -1)
-    rival = rivals(trace)
-    in_pool = rival.clamp_max(pool_size - 1).unsqueeze(-1)
-    ends = rival >= pool_size
-    slots = trace.origins.gather(2, in_pool).squeeze(-1)
-    slots = torch.where(ends, rival - pool_size, slots)
-    last = trace.tokens.gather(2, in_pool).squeeze(-1)
-    last = last.masked_fill(ends, settings.eos_id)
-    theirs = prefixes(trace, steps, slots, last, settings.pad_id)  # (B, L, L)
-    covered = torch.nn.functional.pad(
-        target, (0, max(0, length - target.size(1))), value=settings.pad_id
-    )[:, :length]
-    is_later = steps.unsqueeze(1) > steps.unsqueeze(2)
-    gold = covered.unsqueeze(1).masked_fill(is_later, settings.pad_id)
-    flat = theirs.flatten(0, 1)
-    cost = _costs(flat.unsqueeze(1), gold.flatten(0, 1), settings)
-    return cost.view(batch_size, length)
+    if find_required_scores(weights).finished:
+        found, costs = batch.hypotheses, batch.costs
+        scores = found.scores(batch.options.beam_lenpen).detach()
+        returned = costs.gather(1, scores.argmax(-1, keepdim=True)).squeeze(1)
+        oracle = costs.masked_fill(found.lengths == 0, 1.0).amin(-1)
+        sums["cost"] = (returned * batch.num_tokens).sum()
+        sums["oracle_cost"] = (oracle * batch.num_tokens).sum()
+    return sums

@@ -1,13 +1,13 @@
-"""A few log-probabilities out of a large vocabulary, without keeping its logits.
+"""Selected log-probabilities of a large vocabulary, without keeping its logits.
 
-Full-vocabulary logits of K slots and T positions would be the largest tensor of
-training by far. Here a piece of them exists at a time: values are gathered from it,
-and the backward pass computes it anew for the rows that a gradient reaches at all.
+The logits of all slots and positions would be by far the largest tensor of training.
+Here only a piece of them exists at a time. The backward pass computes a piece again,
+and only for the rows that a gradient reaches.
 """
 
 from __future__ import annotations
 
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,28 +18,21 @@ PIECE, PIECE_GPU = 2**20, 2**25  # logits that exist at a time
 
 
 class OutputLayer:
-    """From features to float32 logits, and the parameters on the way.
+    """The layer from features to float32 logits.
 
     Args:
-        decoder: a fairseq decoder with ``output_layer``.
+        project: from features to logits.
+        parameters: those that ``project`` multiplies by.
     """
 
-    def __init__(self, decoder: nn.Module) -> None:
-        self._decoder: Any = decoder
-        self.parameters = [p for p in _parameters(decoder) if p.requires_grad]
+    def __init__(
+        self, project: Callable[[Tensor], Tensor], parameters: Iterable[nn.Parameter]
+    ) -> None:
+        self._project = project
+        self.parameters = [p for p in parameters if p.requires_grad]
 
     def __call__(self, features: Tensor) -> Tensor:
-        return self._decoder.output_layer(features).float()
-
-
-def _parameters(decoder: Any) -> Iterator[nn.Parameter]:
-    """Yield what ``output_layer`` of an LSTM or a Transformer decoder multiplies by."""
-    if hasattr(decoder, "output_projection"):
-        yield from decoder.output_projection.parameters()
-    elif getattr(decoder, "share_input_output_embed", False):
-        yield decoder.embed_tokens.weight
-    else:
-        yield from decoder.fc_out.parameters()
+        return self._project(features).float()
 
 
 def log_probs_of(
@@ -55,8 +48,8 @@ def log_probs_of(
         features: shape (N, D).
         rows: shape (E,).
         tokens: shape (E,).
-        values: the result if it is known already, so that only its gradient is left
-            to be computed, shape (E,).
+        values: the result if it is known, so that only its gradient has to be
+            computed, shape (E,).
     """
     order = rows.argsort(dim=0, stable=True)  # pieces of rows are runs of entries
     values = None if values is None else values[order]
@@ -68,7 +61,7 @@ def log_probs_of(
 
 
 class _LogProbs(torch.autograd.Function):
-    """Keeps features and no logits; differentiable once."""
+    """Keeps features but no logits. It can be differentiated once."""
 
     @staticmethod
     def forward(
@@ -101,7 +94,7 @@ class _LogProbs(torch.autograd.Function):
             with torch.enable_grad(), torch.autocast(**ctx.autocast):
                 inputs = features[at].detach().requires_grad_()
                 logits = layer(inputs)
-            # d log p_v / d logits = one-hot(v) - p, times the gradient, summed a row.
+            # d log p_v / d logits = one-hot(v) - p, times the gradient, summed per row.
             slope = torch.softmax(logits.detach(), -1)
             total = slope.new_zeros(len(at)).index_add_(0, piece_rows, grad[picked])
             slope.mul_(-total.unsqueeze(-1))
@@ -114,7 +107,7 @@ class _LogProbs(torch.autograd.Function):
 
 
 def _autocast(device_type: str) -> dict[str, Any]:
-    """Return what makes an autocast like the present one: backward runs outside it."""
+    """Return the arguments of the current autocast: backward runs outside it."""
     return {
         "device_type": device_type,
         "enabled": torch.is_autocast_enabled(device_type),
@@ -135,7 +128,7 @@ def _gather(
 def _pieces(
     layer: OutputLayer, features: Tensor, rows: Tensor, tokens: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, slice]]:
-    """Yield rows of features, and the entries that lie on them, piece by piece."""
+    """Yield rows of features and the entries that belong to them, piece by piece."""
     if not rows.numel():
         return
     used, position = torch.unique_consecutive(rows, return_inverse=True)

@@ -1,15 +1,10 @@
-"""What a differentiable beam search carries from one step to the next.
-
-Shapes use B for sentences, K for the beam size, V for the vocabulary, M for the
-candidate pool, L for the steps of a search and D for the embedding.
-
-One step of beam search with the SOFT top-k operator where beam search prunes.
+"""One step of beam search, with SOFT top-k where beam search prunes.
 
 All candidates (slot i, token v) of a sentence compete with their cumulative
 log-probabilities, as in fairseq's ``SequenceGenerator``: a candidate that ends its
-hypothesis leaves the beam if it is among the K best, and the K best of the others go
-on. The M best that do not end are kept as the pool, and a sorted SOFT top-k assigns
-them to the K slots of the next step (Xie et al., NeurIPS 2020, section 5).
+hypothesis leaves the beam if it is among the K best, and the K best of the others stay.
+The M best that do not end are the pool. A sorted SOFT top-k assigns them to the K slots
+of the next step (Xie et al., NeurIPS 2020, section 5).
 """
 
 from __future__ import annotations
@@ -36,17 +31,17 @@ MIXINGS = ("soft", "straight-through", "hard")
 
 
 class LossScale:
-    """What a backward pass multiplies all gradients by: not 1 in half precision.
+    """The factor of all gradients in a backward pass: not 1 in half precision.
 
     Attributes:
-        value: of the present backward pass, as soon as the loss has been reached.
+        value: factor of the current backward pass, known once it has begun.
     """
 
     def __init__(self) -> None:
         self.value: Tensor | float = 1.0
 
-    def learn_from(self, loss: Tensor) -> None:
-        """Take the gradient that will arrive at a scalar loss as the scale."""
+    def read_from(self, loss: Tensor) -> None:
+        """Use the gradient that will arrive at a scalar loss as the factor."""
         if loss.requires_grad:
             loss.register_hook(self._set)
 
@@ -61,21 +56,21 @@ class BeamSettings:
     Attributes:
         beam_size: number of slots K.
         pool_size: number M of best candidates among which the selection is soft.
-        max_len: no hypothesis has more tokens than this before its end of sentence;
-            a sentence of the batch may have a lower limit.
-        min_len: and none has fewer.
+        max_len: largest number of tokens before the end of sentence. A sentence of the
+            batch may have a lower limit.
+        min_len: smallest number of tokens before the end of sentence.
         epsilon: entropy weight of the sorted SOFT top-k that mixes hypotheses, nats.
         mixing: ``soft`` (Xie et al., 2020, section 5), ``straight-through`` (forward
             hard, gradient soft) or ``hard`` (no gradient through the selection).
         selection_clip: largest norm of the gradient that reaches one selection of one
-            sentence; 0 does not clip. A selection multiplies it by up to 2 / epsilon
-            on its way to the step before, so that it explodes over many steps.
-        loss_scale: of the backward pass that ``selection_clip`` is meant without.
+            sentence; 0 does not clip. A selection multiplies gradients by up to
+            2 / epsilon, so that they would otherwise explode over many steps.
+        loss_scale: the factor that clipping allows for.
         reset_margin: when the gold prefix does not lead the edge of the beam by this
-            many nats, go on from it alone (LaSO; Daume and Marcu, 2005), instead of
-            without it; 0 resets when it would be pruned, None never.
+            many nats, the beam is reset to it alone (LaSO; Daume and Marcu, 2005);
+            0 resets when it would be pruned, None never.
         pad_id: the padding token, never a candidate.
-        eos_id: the end of sentence; a hypothesis that takes it leaves the beam.
+        eos_id: the end of sentence. A hypothesis that takes it leaves the beam.
     """
 
     beam_size: int
@@ -96,13 +91,13 @@ class BeamState:
     """The K slots of each sentence.
 
     Attributes:
-        log_probs: cumulative log-probabilities, shape (B, K); ``-inf`` marks a slot
-            that holds nothing.
-        holds_gold: whether the slot's hypothesis is the gold prefix, shape (B, K);
-            true for at most one slot of a sentence.
+        log_probs: cumulative log-probabilities, shape (B, K); ``-inf`` marks an empty
+            slot.
+        holds_gold: whether the slot holds the gold prefix, shape (B, K); true for at
+            most one slot of a sentence.
         same: whether two slots hold the same token sequence, shape (B, K, K).
-        num_finished: hypotheses that have left the beam, K at most, shape (B,).
-        max_lens: what `BeamSettings.max_len` is for each sentence, shape (B,).
+        num_finished: number of hypotheses that have left the beam, at most K, (B,).
+        max_lens: the limit of each sentence, at most `BeamSettings.max_len`, (B,).
     """
 
     log_probs: Tensor
@@ -115,7 +110,7 @@ class BeamState:
     def start(cls, max_lens: Tensor, beam_size: int) -> BeamState:
         """Return the state before the first step: one empty prefix, in slot 0.
 
-        With all K slots alike the first selection would take K copies of one token.
+        If all K slots were alike, the first selection would be K copies of one token.
         """
         batch_size, device = len(max_lens), max_lens.device
         log_probs = torch.full((batch_size, beam_size), float("-inf"), device=device)
@@ -130,7 +125,7 @@ class BeamState:
         )
 
     def keep(self, sentences: Tensor) -> BeamState:
-        """Return the state of some of the sentences, by their indices."""
+        """Return the state of some sentences, given by their indices."""
         values = (getattr(self, field.name) for field in fields(self))
         return BeamState(*(value.index_select(0, sentences) for value in values))
 
@@ -142,10 +137,10 @@ class Candidates:
     Attributes:
         origins: the slot that a candidate of the pool extends, shape (B, M).
         tokens: the token that it appends, shape (B, M).
-        gold: which one is the gold prefix, shape (B,): an index into the pool, or M
-            plus the slot where gold ends; -1 once gold has been pruned or has ended.
-        gold_rank: how many candidates score higher, those that end included where gold
-            ends; M where ``gold`` is -1. Shape (B,).
+        gold: index of the gold prefix in the pool, or M plus the slot in which gold
+            ends, or -1 once gold has been pruned or has ended. Shape (B,).
+        gold_rank: number of candidates that score higher, including those that end
+            where gold ends; M where ``gold`` is -1. Shape (B,).
         finishes: whether the slot's hypothesis ends here and leaves, shape (B, K).
     """
 
@@ -161,10 +156,10 @@ class Selection:
     """Which candidates of the pool go into which slots.
 
     Attributes:
-        held: the candidate that a slot mostly consists of, shape (B, K).
-        weights: share of each candidate in each slot, shape (B, M, K), every column
-            sums to 1; None where every slot is its ``held`` and nothing else.
-        resets: whether the beam goes on from gold alone, shape (B,).
+        held: the candidate with the largest weight in a slot, shape (B, K).
+        weights: weight of each candidate in each slot, shape (B, M, K). Every column
+            sums to 1. None if every slot is exactly its ``held``.
+        resets: whether the beam is reset to gold alone, shape (B,).
         state: the slots after the selection.
     """
 
@@ -182,7 +177,7 @@ def expand(
     position: int,
     settings: BeamSettings,
 ) -> Candidates:
-    """Find the M best candidates; the gold prefix, while it lives, is one of them.
+    """Return the M best candidates. The gold prefix in the beam is one of them.
 
     Args:
         state: the slots before the step.
@@ -197,16 +192,16 @@ def expand(
     scores[..., settings.eos_id] = float("-inf")
     if position < settings.min_len:
         ends.fill_(float("-inf"))
-    may_go_on = position < state.max_lens
-    scores.masked_fill_(~may_go_on[:, None, None], float("-inf"))
+    may_continue = position < state.max_lens
+    scores.masked_fill_(~may_continue[:, None, None], float("-inf"))
     best = scores.flatten(1).topk(settings.pool_size, dim=-1)
-    finishes = _finishing(state, best.values[:, : settings.beam_size], ends)
+    finishes = _find_finished(state, best.values[:, : settings.beam_size], ends)
     slot = state.holds_gold.int().argmax(-1)
     at_end = gold.eq(settings.eos_id)
     # Gold may be shorter or longer than any hypothesis is allowed to be.
-    is_allowed = torch.where(at_end, position >= settings.min_len, may_go_on)
-    lives = state.holds_gold.any(-1) & gold.ne(settings.pad_id) & is_allowed
-    index = _with_gold(best.indices, slot * vocabulary + gold, lives & ~at_end)
+    is_allowed = torch.where(at_end, position >= settings.min_len, may_continue)
+    is_followed = state.holds_gold.any(-1) & gold.ne(settings.pad_id) & is_allowed
+    index = _include_gold(best.indices, slot * vocabulary + gold, is_followed & ~at_end)
     in_pool = index.eq((slot * vocabulary + gold).unsqueeze(-1))
     ends_score = ends.gather(1, slot.unsqueeze(-1))
     end_rank = (best.values > ends_score).sum(-1) + (ends > ends_score).sum(-1)
@@ -215,16 +210,16 @@ def expand(
     return Candidates(
         origins=index.div(vocabulary, rounding_mode="floor"),
         tokens=index % vocabulary,
-        gold=where.masked_fill(~lives, -1),
-        gold_rank=rank.masked_fill(~lives, settings.pool_size),
+        gold=where.masked_fill(~is_followed, -1),
+        gold_rank=rank.masked_fill(~is_followed, settings.pool_size),
         finishes=finishes,
     )
 
 
-def _finishing(state: BeamState, best: Tensor, ends: Tensor) -> Tensor:
-    """Return which of the K ends are among the K best candidates: (B, K).
+def _find_finished(state: BeamState, best: Tensor, ends: Tensor) -> Tensor:
+    """Return which of the K ends are among the K best candidates, (B, K).
 
-    No sentence finishes more than K hypotheses, the best ones of a step first.
+    No sentence finishes more than K hypotheses. The best ones of a step come first.
     """
     beam_size = ends.size(-1)
     behind = (ends.unsqueeze(1) > ends.unsqueeze(2)).sum(-1)
@@ -233,12 +228,9 @@ def _finishing(state: BeamState, best: Tensor, ends: Tensor) -> Tensor:
     return (rank < beam_size) & is_free & (ends > float("-inf"))
 
 
-def _with_gold(best: Tensor, gold: Tensor, is_wanted: Tensor) -> Tensor:
-    """Put the gold candidate in the last place where it is missing.
-
-    It scores below all others there, so that the pool stays sorted.
-    """
-    missing = is_wanted & best.ne(gold.unsqueeze(-1)).all(-1)
+def _include_gold(best: Tensor, gold: Tensor, is_followed: Tensor) -> Tensor:
+    """Put a missing gold candidate in the last place: the pool stays sorted."""
+    missing = is_followed & best.ne(gold.unsqueeze(-1)).all(-1)
     last = torch.where(missing, gold, best[:, -1])
     return torch.cat([best[:, :-1], last.unsqueeze(-1)], dim=-1)
 
@@ -246,73 +238,68 @@ def _with_gold(best: Tensor, gold: Tensor, is_wanted: Tensor) -> Tensor:
 def select(
     state: BeamState, candidates: Candidates, scores: Tensor, settings: BeamSettings
 ) -> Selection:
-    """Assign the pool to the K slots and return what the slots hold then.
+    """Assign the pool to the K slots and return their new content.
+
+    A candidate without a slot is pruned.
 
     Args:
-        scores: cumulative log-probabilities of the pool, shape (B, M); the gradient
-            of a slot's score and of its mixture goes there.
+        scores: cumulative log-probabilities of the pool, shape (B, M). Gradients of a
+            slot's score and of its mixture arrive here.
     """
-    beam_size = settings.beam_size
-    weights = _assignment(scores, settings)
+    weights = _assign(scores, settings)
     if weights is None:
-        held = torch.arange(beam_size, device=scores.device).expand(len(scores), -1)
+        held = torch.arange(settings.beam_size, device=scores.device)
+        held = held.expand(len(scores), -1)
     else:
         held = weights.detach().argmax(1)
-    resets = _resets(candidates, scores, settings)
-    if resets is not None:
-        gold = candidates.gold.clamp_min(0).clamp_max(scores.size(-1) - 1)
-        held = torch.where(resets.unsqueeze(-1), gold.unsqueeze(-1), held)
+    # After a reset only slot 0 holds a hypothesis, as before the first step.
+    resets = _find_resets(candidates, scores, settings)
+    is_empty = torch.zeros_like(held, dtype=torch.bool)
+    is_empty[:, 1:] = resets.unsqueeze(-1)
+    gold = candidates.gold.clamp(0, scores.size(-1) - 1).unsqueeze(-1)
+    held = torch.where(resets.unsqueeze(-1), gold, held)
     if weights is None:
         log_probs = scores.gather(1, held)
     else:
-        if resets is not None:
+        if settings.reset_margin is not None:
             one_hot = torch.nn.functional.one_hot(held, scores.size(-1)).mT
             weights = torch.where(
                 resets[:, None, None], one_hot.to(weights.dtype), weights
             )
-        # The share-weighted score is (up to the entropy) the optimum that the shares
-        # reach, so by the envelope theorem its gradient is the shares: none flows
-        # through them.
-        shares = weights.detach()
-        # Nothing times -inf would be NaN; a matrix product would be rounded to half
-        # precision where autocast is on.
-        log_probs = (shares * scores.clamp_min(-1e9).unsqueeze(-1)).sum(1)
-    # After a reset only slot 0 holds something, as before the first step.
-    empty = torch.zeros_like(held, dtype=torch.bool)
-    if resets is not None:
-        empty[:, 1:] = resets.unsqueeze(-1)
-    holds_gold = held.eq(candidates.gold.unsqueeze(-1)) & ~empty
-    # Two soft slots may mostly consist of one candidate: the first one counts.
+        # The weighted score is, up to the entropy, the optimum that the weights
+        # attain. By the envelope theorem no gradient flows through the weights. A
+        # sum, since 0 * -inf is NaN and autocast would round a matrix product.
+        fixed = weights.detach()
+        log_probs = (fixed * scores.clamp_min(-1e9).unsqueeze(-1)).sum(1)
+    holds_gold = held.eq(candidates.gold.unsqueeze(-1)) & ~is_empty
+    # Two soft slots may have the same largest candidate: the first one counts.
     holds_gold &= holds_gold.int().cumsum(-1).eq(1)
     new_state = BeamState(
-        log_probs.masked_fill(empty, float("-inf")),
+        log_probs.masked_fill(is_empty, float("-inf")),
         holds_gold,
-        _same(state, candidates, held) & ~(empty[:, None] | empty[:, :, None]),
+        _same(state, candidates, held) & ~(is_empty[:, None] | is_empty[:, :, None]),
         state.num_finished + candidates.finishes.sum(-1),
         state.max_lens,
     )
-    if resets is None:
-        resets = torch.zeros_like(candidates.gold, dtype=torch.bool)
     return Selection(held, weights, resets, new_state)
 
 
-def _resets(
+def _find_resets(
     candidates: Candidates, scores: Tensor, settings: BeamSettings
-) -> Tensor | None:
-    """Return which sentences go on from gold alone, (B,), or None for none ever."""
+) -> Tensor:
+    """Return which sentences are reset to gold alone, (B,)."""
     if settings.reset_margin is None:
-        return None
-    pool_size = scores.size(-1)
+        return torch.zeros_like(candidates.gold, dtype=torch.bool)
+    pool_size, scores = scores.size(-1), scores.detach()
     in_pool = (candidates.gold >= 0) & (candidates.gold < pool_size)
     gold = candidates.gold.clamp(0, pool_size - 1).unsqueeze(-1)
     # The edge is the last of the K, or the next one if gold itself is among them.
-    edge = scores[:, settings.beam_size - 1].detach()
-    beyond = scores[:, settings.beam_size].detach()
-    is_in = candidates.gold_rank < settings.beam_size
-    lead = scores.detach().gather(1, gold).squeeze(-1) - torch.where(
-        is_in, beyond, edge
+    in_beam = candidates.gold_rank < settings.beam_size
+    edge = torch.where(
+        in_beam, scores[:, settings.beam_size], scores[:, settings.beam_size - 1]
     )
-    return in_pool & (~is_in | (lead < settings.reset_margin))
+    lead = scores.gather(1, gold).squeeze(-1) - edge
+    return in_pool & (~in_beam | (lead < settings.reset_margin))
 
 
 def _same(state: BeamState, candidates: Candidates, held: Tensor) -> Tensor:
@@ -325,8 +312,8 @@ def _same(state: BeamState, candidates: Candidates, held: Tensor) -> Tensor:
     return same_origin & tokens.unsqueeze(-1).eq(tokens.unsqueeze(1))
 
 
-def _assignment(scores: Tensor, settings: BeamSettings) -> Tensor | None:
-    """Return the (B, M, K) shares of the pool, which is sorted best first."""
+def _assign(scores: Tensor, settings: BeamSettings) -> Tensor | None:
+    """Return the (B, M, K) weights of the pool, which is sorted best first."""
     if settings.mixing == "hard":
         return None
     weights = sorted_soft_topk(scores, settings.beam_size, epsilon=settings.epsilon)
@@ -334,14 +321,14 @@ def _assignment(scores: Tensor, settings: BeamSettings) -> Tensor | None:
         hard = torch.eye(*weights.shape[1:], dtype=weights.dtype, device=weights.device)
         weights = hard + (weights - weights.detach())
     if settings.selection_clip and weights.requires_grad:
-        weights.register_hook(lambda grad: _clipped(grad, settings))
+        weights.register_hook(lambda grad: _clip(grad, settings))
     return weights
 
 
-def _clipped(gradient: Tensor, settings: BeamSettings) -> Tensor:
+def _clip(gradient: Tensor, settings: BeamSettings) -> Tensor:
     """Scale each sentence's gradient down to the largest Euclidean norm allowed."""
     norms = gradient.flatten(1).norm(dim=-1)[:, None, None]
-    # Of a batch that counts for nothing (a scale of 0) every gradient is 0.
+    # All gradients of a batch with loss scale 0 are 0.
     tiny = torch.finfo(norms.dtype).tiny
     largest = norms.new_full((), settings.selection_clip) * settings.loss_scale.value
     return gradient * (largest / torch.maximum(norms, largest).clamp_min(tiny))

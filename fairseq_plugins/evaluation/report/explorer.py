@@ -13,7 +13,7 @@ from typing import Any, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fairseq_plugins.beam.trace import BeamTrace, finished_hypotheses
+from fairseq_plugins.beam.trace import BeamTrace, collect_hypotheses
 from fairseq_plugins.operators import soft_topk, sorted_soft_topk
 from fairseq_plugins.utils.errors import UserError
 
@@ -92,7 +92,7 @@ def _load(checkpoint: Path, data: Path, languages: tuple[str, str]) -> tuple[Any
     from fairseq import checkpoint_utils
 
     import fairseq_plugins
-    from fairseq_plugins.beam.decoder import check_model
+    from fairseq_plugins.beam.adapters import find_adapter
 
     fairseq_plugins.register()
     source, target = languages
@@ -101,7 +101,7 @@ def _load(checkpoint: Path, data: Path, languages: tuple[str, str]) -> tuple[Any
         models, _, task = checkpoint_utils.load_model_ensemble_and_task(
             [str(checkpoint)], arg_overrides=overrides
         )
-        check_model(models[0])
+        find_adapter(models[0])
     except Exception as error:  # fairseq and torch raise errors of many kinds
         raise UserError(
             f"`{checkpoint}` cannot be searched ({error}). Give --explore 0 for a "
@@ -171,7 +171,7 @@ def explore(
 def _search(
     model: Any, dictionary: Any, sample: Mapping[str, Any], beam_size: int
 ) -> BeamTrace:
-    from fairseq_plugins.beam.rescore import Wanted, search
+    from fairseq_plugins.beam.search import RequiredScores, SearchRequest, search
     from fairseq_plugins.beam.step import BeamSettings
 
     net_input = sample["net_input"]
@@ -182,14 +182,15 @@ def _search(
         pad_id=dictionary.pad(),
         eos_id=dictionary.eos(),
     )
-    return search(
-        model,
-        model.encoder(net_input["src_tokens"], net_input["src_lengths"]),
-        net_input["prev_output_tokens"][:, 0],
-        sample["target"],
+    request = SearchRequest(
+        model=model,
+        encoder_out=model.encoder(net_input["src_tokens"], net_input["src_lengths"]),
+        start_tokens=net_input["prev_output_tokens"][:, 0],
+        target=sample["target"],
         settings=settings,
-        what=Wanted(gold=True, finished=True, first_slot=False),
+        required=RequiredScores(gold=True, finished=True),
     )
+    return search(request)
 
 
 def _select_row(trace: BeamTrace, row: int) -> BeamTrace:
@@ -272,7 +273,7 @@ class _Search:
         }
 
     def _finished(self, lenpen: float) -> list[dict[str, Any]]:
-        found = finished_hypotheses(self.trace, pad_id=self.pad_id, eos_id=self.eos_id)
+        found = collect_hypotheses(self.trace, pad_id=self.pad_id, eos_id=self.eos_id)
         scores = found.scores(lenpen)[0]
         results = []
         for index in scores.argsort(descending=True, stable=True).tolist():
