@@ -25,18 +25,18 @@ import sys
 from pathlib import Path
 
 from fairseq_plugins.training.config import (
-    flatten,
     format_config,
+    merge_layers,
     pin_inputs,
     read_layers,
 )
 from fairseq_plugins.training.launch import (
     add_architecture,
-    follow,
-    follows,
-    num_processes,
+    build_command,
+    count_processes,
+    is_follower,
+    join_training,
     train,
-    training_command,
 )
 from fairseq_plugins.training.run_folder import RunFolder
 from fairseq_plugins.utils.errors import run_command_line
@@ -47,24 +47,24 @@ def main() -> int:
     logging.getLogger("fairseq_plugins").setLevel(logging.INFO)
     arguments = _parse_arguments()
     layers = read_layers(arguments.config, arguments.overrides)
-    config = flatten(arguments.config, layers)
+    config = merge_layers(arguments.config, layers)
     run = RunFolder(Path(config["run"]))
-    recorded = run.results_config()
-    config = pin_inputs(config, recorded=recorded, processes=num_processes(config))
+    recorded = run.read_results_config()
+    config = pin_inputs(config, recorded=recorded, processes=count_processes(config))
     config = add_architecture(config, recorded=recorded)
     if arguments.dry_run:
-        command = training_command(config)
+        command = build_command(config)
         print(format_config(config, layers) + "\n" + shlex.join(command))
         return 0
     if run.is_finished_with(config):
-        if not follows():
+        if not is_follower():
             print(f"`{run.path}` is complete: nothing to do.")
         return 0
     if not arguments.resume_anyway:
-        run.check_goes_on(config)
-    command = training_command(config)
-    if follows():
-        follow(config, command)
+        run.check_resumable(config)
+    command = build_command(config)
+    if is_follower():
+        join_training(config, command)
         return 0
     print(shlex.join(command), flush=True)
     return train(config, command, on_line=lambda line: print(line, end="", flush=True))

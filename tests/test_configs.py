@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from fairseq_plugins.training.config import OURS, read_config
+from fairseq_plugins.training.config import PROJECT_KEYS, read_config
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_fairseqs_own_parser_takes_the_config(path, task):
-    from fairseq_plugins.training.launch import training_arguments
+    from fairseq_plugins.training.launch import build_arguments
 
     config = read_config(path)
-    options = {key: value for key, value in config.items() if key not in OURS}
-    arguments = training_arguments(options, also_known=OURS)
+    options = {key: value for key, value in config.items() if key not in PROJECT_KEYS}
+    arguments = build_arguments(options, also_known=PROJECT_KEYS)
     assert arguments[arguments.index("--arch") + 1] == config["arch"]
 
 

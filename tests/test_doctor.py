@@ -147,11 +147,13 @@ def test_the_estimates_are_of_the_models_of_the_configurations(
     from fairseq import models, options
     from fairseq.data import Dictionary
 
-    from fairseq_plugins.training.config import OURS, read_config
-    from fairseq_plugins.training.launch import training_arguments
+    from fairseq_plugins.training.config import PROJECT_KEYS, read_config
+    from fairseq_plugins.training.launch import build_arguments
 
     config = read_config(ROOT / "configs" / f"{name}.yaml")
-    arguments = training_arguments({k: v for k, v in config.items() if k not in OURS})
+    arguments = build_arguments(
+        {k: v for k, v in config.items() if k not in PROJECT_KEYS}
+    )
     args = options.parse_args_and_arch(
         options.get_training_parser(), ["data", *arguments]
     )

@@ -282,7 +282,7 @@ def test_translations_of_another_test_text_are_not_reused(run, tmp_path, monkeyp
     monkeypatch.setattr(experiment, "translate", counted)
     comparison.compare([], ["test"], beam=1)
     assert not translated
-    monkeypatch.setattr(experiment, "digest_of_data", lambda *_: "of another text")
+    monkeypatch.setattr(experiment, "digest_data", lambda *_: "of another text")
     comparison.compare([], ["test"], beam=1)
     assert translated
 

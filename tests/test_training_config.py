@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fairseq_plugins.training.config import (
-    binarised_folder,
-    digest_of_data,
+    digest_data,
+    find_binarized_folder,
     format_config,
     pin_inputs,
     read_config,
@@ -144,22 +144,22 @@ def test_a_broken_override_is_named(tmp_path: Path, override: str) -> None:
 
 def test_data_that_is_missing_or_unfinished_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        binarised_folder(tmp_path / "nothing")
+        find_binarized_folder(tmp_path / "nothing")
     (tmp_path / "half" / "bin").mkdir(parents=True)
     (tmp_path / "half" / "bin" / "dict.xx.txt").touch()
     with pytest.raises(UserError, match="holds neither"):
-        binarised_folder(tmp_path / "half")
+        find_binarized_folder(tmp_path / "half")
 
 
 def test_the_digest_sees_training_data_and_not_another_test_set(data: Path) -> None:
-    before = digest_of_data(data, ("train",))
+    before = digest_data(data, ("train",))
     (data / "test1.xx-yy.xx.bin").write_text("new")
-    assert digest_of_data(data, ("train",)) == before
+    assert digest_data(data, ("train",)) == before
     (data / "train.xx-yy.xx.bin").write_text("another text")
-    after = digest_of_data(data, ("train",))
+    after = digest_data(data, ("train",))
     assert after != before
     (data / "dict.xx.txt").write_text("work 1\n")
-    assert digest_of_data(data, ("train",)) != after
+    assert digest_data(data, ("train",)) != after
 
 
 def test_a_start_that_has_changed_is_noticed(tmp_path: Path, data: Path) -> None:

@@ -23,7 +23,7 @@ from fairseq_plugins.evaluation.metrics import score
 from fairseq_plugins.evaluation.significance import paired_test
 from fairseq_plugins.operators import get_sorted_operator, soft_topk, sorted_soft_topk
 from fairseq_plugins.training.config import pin_inputs, read_config
-from fairseq_plugins.training.launch import num_processes, training_arguments
+from fairseq_plugins.training.launch import build_arguments, count_processes
 from fairseq_plugins.training.run_folder import RunFolder
 from fairseq_plugins.utils.errors import UserError, run_command_line
 from fairseq_plugins.utils.files import read_json, read_lines
@@ -80,7 +80,7 @@ def pinned(**change: Any) -> Callable[[], Any]:
 
 def options(**change: Any) -> Callable[[], Any]:
     given = {**TRAIN, **change}
-    return lambda: training_arguments({k: v for k, v in given.items() if v is not None})
+    return lambda: build_arguments({k: v for k, v in given.items() if v is not None})
 
 
 TRAINING = {
@@ -116,7 +116,7 @@ def other_configuration() -> None:
     run.record_start({"data": "x", "run": "run", "lr": 0.1}, "command")
     run.checkpoints.mkdir()
     run.last_checkpoint.write_bytes(b"")
-    run.check_goes_on({"data": "x", "run": "run", "lr": 0.2})
+    run.check_resumable({"data": "x", "run": "run", "lr": 0.2})
 
 
 def resumed_with(**change: Any) -> Callable[[], Any]:
@@ -125,13 +125,13 @@ def resumed_with(**change: Any) -> Callable[[], Any]:
         run.record_start({"data": "x", "run": "run"}, "command")
         run.checkpoints.mkdir()
         run.last_checkpoint.write_bytes(b"")
-        run.check_goes_on({"data": "x", "run": "run", **change})
+        run.check_resumable({"data": "x", "run": "run", **change})
 
     return resume
 
 
 def run_twice() -> None:
-    with RunFolder(Path("run")).in_use(), RunFolder(Path("run")).in_use():
+    with RunFolder(Path("run")).lock(), RunFolder(Path("run")).lock():
         pass
 
 
@@ -149,7 +149,7 @@ RUNS = {
     "batches": (resumed_with(batches_per_update="many"), "number, but is `many`."),
     "frequency": (resumed_with(update_freq=["x"]), "`update_freq` must be a whole num"),
     "processes": (
-        lambda: num_processes({"distributed_world_size": "two"}), "but is `two`."
+        lambda: count_processes({"distributed_world_size": "two"}), "but is `two`."
     ),
     "two at once": (run_twice, "another training uses `run` now."),
     "empty checkpoint": (checkpoint(b""), "`c.pt` cannot be read"),

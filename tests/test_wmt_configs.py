@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from fairseq_plugins.training.config import read_config
-from fairseq_plugins.training.launch import training_command
+from fairseq_plugins.training.launch import build_command
 
 CONFIGS = {path.stem: path for path in sorted((ROOT / "configs").glob("wmt*.yaml"))}
 BASELINES = [name for name in CONFIGS if f"{name}_control" in CONFIGS]
@@ -66,7 +66,7 @@ def test_it_trains_on_a_tiny_slice(
         lr_scheduler="fixed", warmup_init_lr=None, total_num_update=None,
     )  # fmt: skip
     config = {key: value for key, value in config.items() if value is not None}
-    command = training_command(config)
+    command = build_command(config)
     arguments = command[command.index("fairseq_cli.train") + 1 :]
     parser = options.get_training_parser()
     args = options.parse_args_and_arch(parser, arguments)

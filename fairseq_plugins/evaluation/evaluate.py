@@ -37,7 +37,7 @@ from fairseq_plugins.evaluation.translate import (
     Translator,
     detokeniser,
 )
-from fairseq_plugins.training.config import digest_of_data
+from fairseq_plugins.training.config import digest_data
 from fairseq_plugins.training.run_folder import RunFolder
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import (
@@ -333,7 +333,7 @@ def evaluate_run(
     config = folder.read_config()
     data = Path(config["data"])
     # The model knows the numbers of the words in the dictionary of its training.
-    if config.get("data_sha256") != digest_of_data(data, ("train", "valid")):
+    if config.get("data_sha256") != digest_data(data, ("train", "valid")):
         raise UserError(f"`{data}` has changed since `{run}` was trained on it.")
     corpus = PreparedCorpus.load(data)
     names = [subset] if isinstance(subset, str) else subset
@@ -406,7 +406,7 @@ class _Evaluation:
             **part,
             "checkpoint": self.checkpoint.name,
             "checkpoint_sha256": self.checkpoint.sha256,
-            "data_sha256": digest_of_data(self.data, (test_set.subset,)),
+            "data_sha256": digest_data(self.data, (test_set.subset,)),
             "reference_sha256": test_set.reference_sha256,
         }
 

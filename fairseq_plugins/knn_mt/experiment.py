@@ -32,7 +32,7 @@ from fairseq_plugins.knn_mt.gate import (
     mean_loss,
     retrieve,
 )
-from fairseq_plugins.training.config import digest_of_data
+from fairseq_plugins.training.config import digest_data
 from fairseq_plugins.utils.files import (
     read_json,
     read_lines,
@@ -164,7 +164,7 @@ class Experiment:
         for subset in subsets:
             name, text = self._corpus.subset(subset)
             references = read_lines(text.target)
-            data = digest_of_data(self._corpus.bin_dir, ("train", name))
+            data = digest_data(self._corpus.bin_dir, ("train", name))
             texts = {"data_sha256": data, "reference_sha256": sha256_of(text.target)}
             _, control = self._translate("alone", name, beam, texts)
             for system in ("alone", *systems):

@@ -32,25 +32,25 @@ from fairseq_plugins.utils.files import sha256_of
 from fairseq_plugins.utils.typed_yaml import parse_yaml, read_yaml
 
 __all__ = [
-    "OURS",
+    "PROJECT_KEYS",
     "Config",
     "Layer",
-    "batches_per_update",
-    "binarised_folder",
-    "digest_of_data",
-    "flatten",
+    "compute_batches_per_update",
+    "find_binarized_folder",
+    "digest_data",
+    "merge_layers",
     "format_config",
     "pin_inputs",
     "read_config",
     "read_layers",
-    "update_freq",
-    "whole_numbers",
+    "compute_update_freq",
+    "parse_whole_numbers",
 ]
 
 Config = dict[str, Any]
 Layer = tuple[str, Config]  # where the values come from, and the values
 
-OURS = (
+PROJECT_KEYS = (
     "batches_per_update",
     "data",
     "data_sha256",
@@ -72,7 +72,7 @@ def read_config(path: Path, overrides: Iterable[str] = ()) -> Config:
         UserError: a file is missing or broken; bases form a cycle; an override is not
             ``key=value``; ``data`` or ``run`` is missing.
     """
-    return flatten(path, read_layers(path, overrides))
+    return merge_layers(path, read_layers(path, overrides))
 
 
 def read_layers(path: Path, overrides: Iterable[str] = ()) -> list[Layer]:
@@ -93,7 +93,7 @@ def read_layers(path: Path, overrides: Iterable[str] = ()) -> list[Layer]:
     return [*_read_file(path, ()), ("command line", changes)]
 
 
-def flatten(path: Path, layers: Iterable[Layer]) -> Config:
+def merge_layers(path: Path, layers: Iterable[Layer]) -> Config:
     """Return the configuration that these layers of a file make, later ones winning.
 
     Raises:
@@ -160,7 +160,7 @@ def _suggest_file(path: Path) -> str:
     return f" Did you mean `{path.with_name(near[0])}`?" if near else ""
 
 
-def binarised_folder(data: Path) -> Path:
+def find_binarized_folder(data: Path) -> Path:
     """Return the folder that fairseq reads: that of the corpus, or ``data`` itself.
 
     Raises:
@@ -177,7 +177,7 @@ def binarised_folder(data: Path) -> Path:
     )
 
 
-def digest_of_data(data: Path, subsets: Iterable[str]) -> str:
+def digest_data(data: Path, subsets: Iterable[str]) -> str:
     """Return a digest of the dictionaries and of the sizes of the binary files.
 
     The binary files may have gigabytes and are not read.
@@ -185,7 +185,7 @@ def digest_of_data(data: Path, subsets: Iterable[str]) -> str:
     Raises:
         UserError: fairseq cannot read this folder.
     """
-    folder = binarised_folder(data)
+    folder = find_binarized_folder(data)
     digest = hashlib.sha256()
     for path in sorted(folder.glob("dict.*.txt")):
         digest.update(f"{path.name} {sha256_of(path)}\n".encode())
@@ -214,7 +214,7 @@ def pin_inputs(
     pinned = {key: value for key, value in config.items() if key != "processes"}
     if processes > 1:
         pinned["processes"] = processes
-    _pin(pinned, "data", digest_of_data(Path(config["data"]), ("train", "valid")))
+    _pin(pinned, "data", digest_data(Path(config["data"]), ("train", "valid")))
     if "start_from" in config:
         start = Path(config["start_from"])
         if start.is_file():
@@ -234,7 +234,7 @@ def _pin(config: Config, key: str, digest: str) -> None:
         )
 
 
-def batches_per_update(config: Config) -> list[int]:
+def compute_batches_per_update(config: Config) -> list[int]:
     """Return the number of batches of all processes per update, one entry per epoch.
 
     The last entry holds for all later epochs. Eight processes with one batch each give
@@ -244,12 +244,12 @@ def batches_per_update(config: Config) -> list[int]:
         UserError: one of these options is not a whole number.
     """
     if "batches_per_update" in config:
-        return whole_numbers(config, "batches_per_update")
+        return parse_whole_numbers(config, "batches_per_update")
     processes = int(config.get("processes", 1))
-    return [processes * each for each in whole_numbers(config, "update_freq", 1)]
+    return [processes * each for each in parse_whole_numbers(config, "update_freq", 1)]
 
 
-def whole_numbers(config: Config, key: str, default: int = 0) -> list[int]:
+def parse_whole_numbers(config: Config, key: str, default: int = 0) -> list[int]:
     """Return an option as a list of numbers; it may be a number, a list or text.
 
     Raises:
@@ -267,7 +267,7 @@ def whole_numbers(config: Config, key: str, default: int = 0) -> list[int]:
     return numbers
 
 
-def update_freq(batches: object, processes: int) -> int:
+def compute_update_freq(batches: object, processes: int) -> int:
     """Return the number of batches that each process accumulates.
 
     Raises:

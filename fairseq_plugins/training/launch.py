@@ -17,11 +17,11 @@ from typing import Any, Callable, Iterable, Mapping, NoReturn
 import fairseq_plugins
 from fairseq_plugins.compat.checkpoints import read_checkpoint
 from fairseq_plugins.training.config import (
-    OURS,
+    PROJECT_KEYS,
     Config,
-    binarised_folder,
-    update_freq,
-    whole_numbers,
+    compute_update_freq,
+    find_binarized_folder,
+    parse_whole_numbers,
 )
 from fairseq_plugins.training.run_folder import RunFolder
 from fairseq_plugins.utils.errors import UserError, did_you_mean
@@ -29,12 +29,12 @@ from fairseq_plugins.utils.process import run_logged
 
 __all__ = [
     "add_architecture",
-    "follow",
-    "follows",
-    "num_processes",
+    "join_training",
+    "is_follower",
+    "count_processes",
     "train",
-    "training_arguments",
-    "training_command",
+    "build_arguments",
+    "build_command",
 ]
 
 logger = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ _RESERVED = {
     "finetune_from_model": "use `start_from`",
     "restore_file": "use `start_from`, or an earlier `run` to resume it",
 }
-# The options of fairseq's translation models on which the shapes of the weights or the
-# meaning of the weights depend.
+# The options of fairseq translation models that decide the shapes or the meaning of
+# the weights.
 _SIZES = tuple(
     f"{part}_{size}"
     for part in ("encoder", "decoder")
@@ -96,7 +96,7 @@ def add_architecture(config: Config, *, recorded: Config | None) -> Config:
     theirs = _read_model_options(Path(config["start_from"]))
     completed = {"arch": theirs["arch"], **config}
     ours = _parse_options(
-        {key: value for key, value in completed.items() if key not in OURS}
+        {key: value for key, value in completed.items() if key not in PROJECT_KEYS}
     )
     _check_model_class(config, theirs)
     for key in _SIZES:
@@ -121,7 +121,7 @@ def _parse_options(options: Config) -> dict[str, Any]:
     """Return the values that fairseq derives from options, with its defaults."""
     from fairseq import options as fairseq_options
 
-    arguments = training_arguments(options, also_known=OURS)
+    arguments = build_arguments(options, also_known=PROJECT_KEYS)
     parser = fairseq_options.get_training_parser()
     parsed = fairseq_options.parse_args_and_arch(parser, ["data", *arguments])
     return _plain(vars(parsed))
@@ -159,7 +159,7 @@ def _contradiction(key: str, config: Config, theirs: dict[str, Any]) -> UserErro
     )
 
 
-def training_arguments(
+def build_arguments(
     options: Mapping[str, Any], *, also_known: Iterable[str] = ()
 ) -> list[str]:
     """Return the arguments of ``fairseq-train`` for these options, checked.
@@ -295,7 +295,7 @@ def _check_value(key: str, text: str, action: argparse.Action) -> str:
     return text
 
 
-def follows() -> bool:
+def is_follower() -> bool:
     """Return whether this is a process of ``torchrun`` other than the first.
 
     Only the first process writes to the run folder; the others only train.
@@ -303,7 +303,7 @@ def follows() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0"
 
 
-def num_processes(config: Config) -> int:
+def count_processes(config: Config) -> int:
     """Return the number of processes that will share a batch.
 
     It is that of ``torchrun`` or, without it, ``distributed_world_size`` or, if that is
@@ -317,11 +317,11 @@ def num_processes(config: Config) -> int:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return int(os.environ["WORLD_SIZE"])
     if "distributed_world_size" in config:
-        return whole_numbers(config, "distributed_world_size")[0]
+        return parse_whole_numbers(config, "distributed_world_size")[0]
     return max(1, torch.cuda.device_count())
 
 
-def training_command(config: Config) -> list[str]:
+def build_command(config: Config) -> list[str]:
     """Return the checked command; imports fairseq, which takes seconds.
 
     Raises:
@@ -329,7 +329,7 @@ def training_command(config: Config) -> list[str]:
     """
     import torch
 
-    options = {key: value for key, value in config.items() if key not in OURS}
+    options = {key: value for key, value in config.items() if key not in PROJECT_KEYS}
     _check_tensorboard(options)
     add_cpu = "cpu" not in options and not torch.cuda.is_available()
     if add_cpu:
@@ -339,17 +339,17 @@ def training_command(config: Config) -> list[str]:
             raise UserError(
                 "`update_freq` and `batches_per_update` must not both be given."
             )
-        options["update_freq"] = update_freq(
-            config["batches_per_update"], num_processes(config)
+        options["update_freq"] = compute_update_freq(
+            config["batches_per_update"], count_processes(config)
         )
-    if options.get("cpu") and num_processes(config) > 1:
+    if options.get("cpu") and count_processes(config) > 1:
         options.setdefault("distributed_backend", "gloo")  # fairseq's is for GPUs
-    arguments = training_arguments(options, also_known=OURS)
+    arguments = build_arguments(options, also_known=PROJECT_KEYS)
     if add_cpu:
         logger.info("No GPU here: training on the CPU (--cpu).")
     run = RunFolder(Path(config["run"]))
     command = [sys.executable, "-m", "fairseq_cli.train"]
-    command += [str(binarised_folder(Path(config["data"])))]
+    command += [str(find_binarized_folder(Path(config["data"])))]
     command += ["--user-dir", str(Path(fairseq_plugins.__file__).parent)]
     command += [*arguments, "--save-dir", str(run.checkpoints)]
     if "start_from" in config:
@@ -373,14 +373,14 @@ def train(config: Config, command: list[str], *, on_line: Callable[[str], None])
 
     Args:
         config: with its inputs pinned.
-        command: from :func:`training_command`.
+        command: from :func:`build_command`.
         on_line: receives fairseq's output line by line.
 
     Raises:
         UserError: the run folder is in use, or its last checkpoint is damaged.
     """
     run = RunFolder(Path(config["run"]))
-    with run.in_use():
+    with run.lock():
         if not _has_all_updates(config, run):
             run.record_start(config, shlex.join(command))
             outcome = run_logged(command, log=run.log, append=True, on_line=on_line)
@@ -396,7 +396,7 @@ def train(config: Config, command: list[str], *, on_line: Callable[[str], None])
     return 0
 
 
-def follow(config: Config, command: list[str]) -> None:
+def join_training(config: Config, command: list[str]) -> None:
     """Replace this process by fairseq, to train together with the first process.
 
     Returns only if there is nothing to train. No process writes checkpoints before all

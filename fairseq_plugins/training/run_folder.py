@@ -1,4 +1,4 @@
-"""What a run folder holds, and whether a configuration may go on in it."""
+"""A run folder: its files, and whether a configuration may resume in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from typing import Iterator
 
 import yaml
 
-from fairseq_plugins.training.config import Config, batches_per_update, read_config
+from fairseq_plugins.training.config import (
+    Config,
+    compute_batches_per_update,
+    read_config,
+)
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import write_atomically, write_json
 
@@ -19,7 +23,7 @@ __all__ = ["RunFolder"]
 
 logger = logging.getLogger(__name__)
 
-# How long to train: may change between two calls, and then training goes on.
+# How long to train: may change between two calls.
 _LENGTH = {
     "max_epoch",
     "max_update",
@@ -27,9 +31,9 @@ _LENGTH = {
     "stop_min_lr",
     "stop_time_hours",
 }
-# These learning rate schedules are stretched over `max_update`.
+# The length of these learning rate schedules is `max_update`.
 _STRETCHED_SCHEDULES = {"cosine", "polynomial_decay", "tri_stage"}
-# What is shown and kept, and where it runs: may change without any effect on results.
+# Logging, checkpoints and hardware: may change without any effect on results.
 _PRESENTATION = {
     "all_gather_list_size",
     "azureml_logging",
@@ -58,19 +62,19 @@ _PRESENTATION = {
 }
 _BATCH = {"batches_per_update", "processes", "update_freq"}
 _BATCH_HINT = (
-    "What an update sees stays the same while `processes` times `update_freq` does, "
-    "or with `batches_per_update` in place of `update_freq`. "
+    "The batch of an update is the same if `processes` times `update_freq` is, or with "
+    "`batches_per_update` instead of `update_freq`. "
 )
 _BY_UPDATES = re.compile(r"checkpoint_\d+_(\d+)\.pt")
 _BY_EPOCHS = re.compile(r"checkpoint(\d+)\.pt")
 
 
 class RunFolder:
-    """``config.yaml``, ``command.txt``, ``train.log``, ``checkpoints/`` and more.
+    """A folder with ``config.yaml``, ``command.txt``, ``train.log``, ``checkpoints/``.
 
-    ``config.yaml`` is the configuration of the latest start. ``finished.json`` is there
-    if that start went on to its end; it holds the model's number of ``updates`` and the
-    ``seconds`` of training over all starts.
+    ``config.yaml`` is the flat configuration of the latest start. ``finished.json``
+    exists if that start was completed. It holds the model's number of ``updates`` and
+    the ``seconds`` of training over all starts.
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,38 +87,38 @@ class RunFolder:
         self._finished = path / "finished.json"
 
     def read_config(self) -> Config:
-        """Return the configuration that this folder's results come from.
+        """Return the configuration of this folder's results.
 
         Raises:
-            UserError: this is no run folder.
+            UserError: this is not a run folder.
         """
         if not self._config.is_file():
             raise UserError(
                 f"`{self.path}` must be a run folder of scripts/train.py, "
-                "but holds no config.yaml."
+                "but has no config.yaml."
             )
         return read_config(self._config)
 
-    def results_config(self) -> Config | None:
-        """Return the configuration of the checkpoints, ``None`` if there are none."""
+    def read_results_config(self) -> Config | None:
+        """Return the configuration of the checkpoints; ``None`` without checkpoints."""
         return self.read_config() if any(self.checkpoints.glob("*.pt")) else None
 
     def is_finished_with(self, config: Config) -> bool:
-        """Tell whether training by this very configuration has reached its end."""
-        recorded = self.results_config()
+        """Return whether training with this configuration is complete."""
+        recorded = self.read_results_config()
         return (
             self._finished.is_file()
             and recorded is not None
             and not _differing(recorded, config) - _PRESENTATION - {"processes"}
         )
 
-    def check_goes_on(self, config: Config) -> None:
+    def check_resumable(self, config: Config) -> None:
         """Refuse to continue the results of a different configuration.
 
         Raises:
-            UserError: names every key that differs and must not.
+            UserError: names every key that differs but must not.
         """
-        recorded = self.results_config()
+        recorded = self.read_results_config()
         if recorded is None:
             return
         free = _PRESENTATION | _LENGTH
@@ -130,12 +134,12 @@ class RunFolder:
             raise UserError(
                 f"`{self.path}` holds results of another configuration: {changes}. "
                 f"{_BATCH_HINT if 'processes' in keys else ''}"
-                "Give another `run` folder, or go on with the changed configuration "
-                "by --resume-anyway."
+                "Give another `run` folder, or resume with the changed configuration "
+                "by `--resume-anyway`."
             )
 
     def record_start(self, config: Config, command_line: str) -> None:
-        """Write down what is about to run."""
+        """Save the configuration and the command of this start."""
         self._finished.unlink(missing_ok=True)
         with write_atomically(self._config) as stream:
             stream.write(f"# python scripts/train.py {self._config}\n")
@@ -144,17 +148,17 @@ class RunFolder:
             stream.write(command_line + "\n")
 
     def record_end(self, progress: dict[str, float | None]) -> None:
-        """Mark the run as complete: ``updates`` and ``seconds``, if they are known."""
+        """Mark the run as complete, with its ``updates`` and ``seconds`` if known."""
         write_json(self._finished, progress)
 
     def newest_checkpoints(self, count: int, *, by_epochs: bool = False) -> list[Path]:
-        """Return the checkpoints of the last updates or epochs, the oldest first.
+        """Return the last numbered checkpoints, the oldest first.
 
-        They are those that ``save_interval_updates`` or the end of an epoch left;
-        there may be fewer than ``count``.
+        ``save_interval_updates`` or the end of an epoch wrote them. There may be fewer
+        than ``count``.
 
         Raises:
-            UserError: there is none.
+            UserError: there are none.
         """
         pattern = _BY_EPOCHS if by_epochs else _BY_UPDATES
         numbered = sorted(
@@ -163,20 +167,19 @@ class RunFolder:
             if (match := pattern.fullmatch(path.name))
         )
         if not numbered:
-            kind, option = (
-                ("an epoch", "no_epoch_checkpoints: false")
-                if by_epochs
-                else ("some updates", "save_interval_updates")
+            kind = "epochs" if by_epochs else "updates"
+            option = (
+                "no_epoch_checkpoints: false" if by_epochs else "save_interval_updates"
             )
             raise UserError(
-                f"`{self.checkpoints}` must hold checkpoints of the end of {kind}, but "
-                f"has none: train with `{option}`."
+                f"`{self.checkpoints}` must hold checkpoints numbered by {kind}, but "
+                f"has none. Train with `{option}`."
             )
         return [path for _, path in numbered[-count:]]
 
     @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Keep a second training out of this folder.
+    def lock(self) -> Iterator[None]:
+        """Hold a lock that refuses a second training in this folder.
 
         Raises:
             UserError: another process is training here.
@@ -188,18 +191,18 @@ class RunFolder:
             except BlockingIOError:
                 raise UserError(f"another training uses `{self.path}` now.") from None
             except OSError:
-                logger.warning("No locks on this disk: start one training only.")
+                logger.warning("This disk has no file locks: start only one training.")
             yield
 
 
 def _differing(one: Config, other: Config) -> set[str]:
     keys = {key for key in one | other if not _equal(one.get(key), other.get(key))}
-    same = batches_per_update(one) == batches_per_update(other)
+    same = compute_batches_per_update(one) == compute_batches_per_update(other)
     return keys - _BATCH if same else keys
 
 
 def _equal(one: object, other: object) -> bool:
-    """Whether two values are the same, or one number: YAML takes ``4e-3`` for text."""
+    """Return whether two values are equal; YAML reads the number ``4e-3`` as text."""
     try:
         return one == other or float(str(one)) == float(str(other))
     except ValueError:

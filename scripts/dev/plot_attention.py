@@ -21,7 +21,7 @@ import torch
 from results_tables import merge_rows
 from torch import Tensor
 
-from fairseq_plugins.training.config import binarised_folder
+from fairseq_plugins.training.config import find_binarized_folder
 from fairseq_plugins.training.run_folder import RunFolder
 from fairseq_plugins.utils.errors import UserError, run_command_line
 
@@ -74,7 +74,7 @@ def _load(run: Path, options: argparse.Namespace) -> tuple[Any, Any]:
 
     fairseq_plugins.register()
     folder = RunFolder(run)
-    data = binarised_folder(Path(folder.read_config()["data"]))
+    data = find_binarized_folder(Path(folder.read_config()["data"]))
     path = folder.checkpoints / options.checkpoint
     if not path.is_file():
         raise UserError(f"`--checkpoint` must be a file, but `{path}` is none.")

@@ -1,4 +1,4 @@
-"""When a run folder's results may be continued, and when they are complete."""
+"""When the results of a run folder may be resumed, and when they are complete."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def test_a_run_is_finished_only_after_its_end(
 
 
 @pytest.mark.parametrize(
-    ("change", "finished", "goes_on"),
+    ("change", "finished", "resumable"),
     [
         ({}, True, True),
-        ({"log_interval": 1, "cpu": True}, True, True),  # only what is shown and where
+        ({"log_interval": 1, "cpu": True}, True, True),  # logging and hardware
         ({"max_update": 20}, False, True),  # how long
-        ({"lr": "1e-1"}, True, True),  # YAML takes this number for text
-        ({"lr": 0.2}, False, False),  # what is learnt
+        ({"lr": "1e-1"}, True, True),  # YAML reads this number as text
+        ({"lr": 0.2}, False, False),  # the training itself
         ({"dropout": 0.2, "max_update": 20}, False, False),
         ({"data_sha256": "other"}, False, False),
     ],
@@ -54,16 +54,16 @@ def test_only_what_changes_no_result_may_change(
     config: dict[str, Any],
     change: dict[str, Any],
     finished: bool,
-    goes_on: bool,
+    resumable: bool,
 ) -> None:
     run.record_end({"updates": 10, "seconds": 1.0})
     changed = {**config, **change}
     assert run.is_finished_with(changed) == finished
-    if goes_on:
-        run.check_goes_on(changed)
+    if resumable:
+        run.check_resumable(changed)
     else:
         with pytest.raises(UserError, match="results of another configuration"):
-            run.check_goes_on(changed)
+            run.check_resumable(changed)
 
 
 def test_the_refusal_names_all_keys_that_differ(
@@ -71,7 +71,7 @@ def test_the_refusal_names_all_keys_that_differ(
 ) -> None:
     del config["lr"]
     with pytest.raises(UserError) as error:
-        run.check_goes_on({**config, "dropout": 0.3})
+        run.check_resumable({**config, "dropout": 0.3})
     assert "`lr` was 0.1 and is not given" in str(error.value)
     assert "`dropout` was not given and is 0.3" in str(error.value)
 
@@ -82,16 +82,16 @@ def test_a_schedule_over_all_updates_cannot_be_made_longer(
 ) -> None:
     config["lr_scheduler"] = scheduler
     run.record_start(config, "command")
-    run.check_goes_on({**config, "max_epoch": 7})
+    run.check_resumable({**config, "max_epoch": 7})
     with pytest.raises(UserError, match="`max_update` was 10 and is 20"):
-        run.check_goes_on({**config, "max_update": 20})
+        run.check_resumable({**config, "max_update": 20})
 
 
 def test_without_checkpoints_anything_may_change(
     run: RunFolder, config: dict[str, Any]
 ) -> None:
     run.last_checkpoint.unlink()
-    run.check_goes_on({**config, "lr": 0.2})
+    run.check_resumable({**config, "lr": 0.2})
 
 
 def test_the_recorded_configuration_can_be_trained_again(
@@ -101,11 +101,11 @@ def test_the_recorded_configuration_can_be_trained_again(
 
 
 def test_only_one_training_at_a_time(run: RunFolder) -> None:
-    with run.in_use():
+    with run.lock():
         with pytest.raises(UserError, match="another training uses"):
-            with run.in_use():
+            with run.lock():
                 pass
-    with run.in_use():
+    with run.lock():
         pass
 
 

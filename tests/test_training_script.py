@@ -1,4 +1,4 @@
-"""scripts/train.py: from one YAML to a finished run, through every interruption."""
+"""scripts/train.py: from a configuration to a finished run, with interruptions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import yaml
 from conftest import ROOT, TINY_TRAINING
 
 from fairseq_plugins.training.config import pin_inputs
-from fairseq_plugins.training.launch import train, training_command
+from fairseq_plugins.training.launch import build_command, train
 from fairseq_plugins.utils.errors import UserError
 
 SCRIPT = ROOT / "scripts" / "train.py"
@@ -72,7 +72,7 @@ def test_a_dry_run_prints_values_with_their_origins_and_the_command(
     assert not Path(config["run"]).exists()
 
 
-def test_without_a_gpu_the_cpu_is_used_and_this_is_said(
+def test_without_a_gpu_the_cpu_is_used_with_a_notice(
     config: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -80,16 +80,16 @@ def test_without_a_gpu_the_cpu_is_used_and_this_is_said(
     caplog.set_level("INFO")
     notice = "No GPU here: training on the CPU (--cpu)."
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "--cpu" not in training_command({**config, "cpu": False})
+    assert "--cpu" not in build_command({**config, "cpu": False})
     assert notice not in caplog.messages
     del config["cpu"]
-    assert "--cpu" in training_command(config)
+    assert "--cpu" in build_command(config)
     assert notice in caplog.messages
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert "--cpu" not in training_command(config)
+    assert "--cpu" not in build_command(config)
 
 
-def test_training_ends_once_and_goes_on_where_it_was(
+def test_training_is_completed_once_and_resumes_from_its_last_update(
     config: dict[str, Any], config_file: Path
 ) -> None:
     run = Path(config["run"])
@@ -117,10 +117,10 @@ def test_training_ends_once_and_goes_on_where_it_was(
     assert updates(config) == 4
     both = (run / "train.log").read_text()
     assert both.startswith(log)
-    assert "@ 2 updates" in both[len(log) :]  # loaded, not begun anew
+    assert "@ 2 updates" in both[len(log) :]  # loaded, not started over
 
 
-def test_a_killed_training_dies_wholly_and_is_resumed(
+def test_all_processes_of_a_killed_training_end_and_it_is_resumed(
     config: dict[str, Any], config_file: Path
 ) -> None:
     run = Path(config["run"])
@@ -135,7 +135,7 @@ def test_a_killed_training_dies_wholly_and_is_resumed(
     time.sleep(0.5)
     size = (run / "train.log").stat().st_size
     time.sleep(1.0)
-    assert (run / "train.log").stat().st_size == size  # nobody writes any more
+    assert (run / "train.log").stat().st_size == size  # no process writes any more
 
     done = call(config_file, "max_update=1")
     assert done.returncode == 0, done.stderr
@@ -143,7 +143,7 @@ def test_a_killed_training_dies_wholly_and_is_resumed(
     assert updates(config) >= 1
 
 
-def test_a_failure_is_told_with_its_status_and_its_last_line(
+def test_a_failure_is_reported_with_its_status_and_its_last_line(
     config: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     code = "import sys; print('begin'); print('ValueError: no\\n'); sys.exit(7)"
@@ -166,7 +166,7 @@ def test_a_failure_is_told_with_its_status_and_its_last_line(
         ("encoder_layer=2", "Did you mean `encoder_layers`?"),
     ],
 )
-def test_a_mistake_is_answered_before_anything_starts(
+def test_a_mistake_is_reported_before_anything_starts(
     config: dict[str, Any], config_file: Path, change: str, message: str
 ) -> None:
     result = call(config_file, change)
@@ -188,7 +188,7 @@ def write_checkpoint(path: Path, *, updates: int, seconds: float) -> None:
     torch.save(state, path)
 
 
-def test_seconds_are_those_of_the_run_and_not_of_its_start(
+def test_the_seconds_do_not_include_those_of_start_from(
     tmp_path: Path, config: dict[str, Any]
 ) -> None:
     last = Path(config["run"]) / "checkpoints" / "checkpoint_last.pt"
@@ -204,7 +204,7 @@ def test_seconds_are_those_of_the_run_and_not_of_its_start(
     assert end == {"updates": 2, "seconds": 30.0}
 
 
-def test_a_run_with_all_its_updates_is_not_given_one_more(
+def test_a_run_with_all_its_updates_is_not_trained_further(
     config: dict[str, Any],
 ) -> None:
     last = Path(config["run"]) / "checkpoints" / "checkpoint_last.pt"
@@ -226,4 +226,4 @@ def test_tensorboard_without_its_package_is_refused_before_training(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="`tensorboard_logdir` needs the package"):
-        training_command({**config, "tensorboard_logdir": "somewhere"})
+        build_command({**config, "tensorboard_logdir": "somewhere"})

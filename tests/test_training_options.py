@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fairseq_plugins.training.launch import training_arguments
+from fairseq_plugins.training.launch import build_arguments
 from fairseq_plugins.utils.errors import UserError
 
 BASE = {
@@ -19,11 +19,11 @@ BASE = {
 
 def arguments(**options: Any) -> list[str]:
     """Return what these options add to the base."""
-    return training_arguments({**BASE, **options})[2 * len(BASE) :]
+    return build_arguments({**BASE, **options})[2 * len(BASE) :]
 
 
 def test_the_base_is_written_in_its_order() -> None:
-    assert training_arguments(BASE) == [
+    assert build_arguments(BASE) == [
         "--arch", "lstm", "--criterion", "label_smoothed_cross_entropy",
         "--optimizer", "adam", "--max-tokens", "100",
     ]  # fmt: skip
@@ -93,12 +93,12 @@ def test_a_wrong_option_is_named_with_the_rule(
     options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as error:
-        training_arguments({**BASE, **options}, also_known=["start_from"])
+        build_arguments({**BASE, **options}, also_known=["start_from"])
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize("key", ["arch", "optimizer", "max_tokens"])
-def test_what_fairseq_cannot_do_without_is_asked_for(key: str) -> None:
+def test_an_option_that_fairseq_requires_must_be_given(key: str) -> None:
     options = {name: value for name, value in BASE.items() if name != key}
     with pytest.raises(UserError, match=f"`{key}`.* must be given"):
-        training_arguments(options)
+        build_arguments(options)

@@ -1,4 +1,4 @@
-"""scripts/train.py under torchrun: the same training by any number of processes."""
+"""scripts/train.py under torchrun: the same training with any number of processes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ import torch
 import yaml
 from conftest import ROOT, TINY_TRAINING
 
-from fairseq_plugins.training.config import batches_per_update, pin_inputs, update_freq
+from fairseq_plugins.training.config import (
+    compute_batches_per_update,
+    compute_update_freq,
+    pin_inputs,
+)
 from fairseq_plugins.training.launch import (
-    follow,
-    follows,
-    num_processes,
-    training_command,
+    build_command,
+    count_processes,
+    is_follower,
+    join_training,
 )
 from fairseq_plugins.training.run_folder import RunFolder
 from fairseq_plugins.utils.errors import UserError
@@ -55,7 +59,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=False)["model"]
 
 
-def test_two_processes_of_torchrun_train_what_one_trains(
+def test_two_processes_of_torchrun_train_the_same_model_as_one(
     config: dict[str, Any], tmp_path: Path
 ) -> None:
     together = script(tmp_path, config, processes=2)
@@ -65,7 +69,7 @@ def test_two_processes_of_torchrun_train_what_one_trains(
     assert "--update-freq 1" in together and "--distributed-backend gloo" in together
     log = (run / "train.log").read_text()
     assert "training on 2 devices" in log and log.count("num_updates=3") <= 1
-    # One process finds it done: the same batches are the same training.
+    # With one process it is complete: the same batches are the same training.
     assert "nothing to do" in script(tmp_path, config)
 
     alone = {**config, "run": str(tmp_path / "alone")}
@@ -86,29 +90,29 @@ def torchrun(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_the_number_of_processes_is_torchruns_then_the_options_then_the_gpus(
     torchrun: pytest.MonkeyPatch,
 ) -> None:
-    assert num_processes({"distributed_world_size": 2}) == 4
+    assert count_processes({"distributed_world_size": 2}) == 4
     torchrun.delenv("TORCHELASTIC_RUN_ID")
-    assert num_processes({"distributed_world_size": 2}) == 2
+    assert count_processes({"distributed_world_size": 2}) == 2
     torchrun.setattr(torch.cuda, "device_count", lambda: 8)
-    assert num_processes({}) == 8
+    assert count_processes({}) == 8
     torchrun.setattr(torch.cuda, "device_count", lambda: 0)
-    assert num_processes({}) == 1
+    assert count_processes({}) == 1
 
 
-def test_only_the_first_process_keeps_the_run_folder(
+def test_only_the_first_process_writes_to_the_run_folder(
     torchrun: pytest.MonkeyPatch, config: dict[str, Any]
 ) -> None:
     became: list[str] = []
     torchrun.setattr(os, "execv", lambda path, command: became.append(path))
-    assert follows()
-    follow(config, ["fairseq", "x"])
+    assert is_follower()
+    join_training(config, ["fairseq", "x"])
     assert became == ["fairseq"]
     assert not Path(config["run"]).exists()
     torchrun.setenv("RANK", "0")
-    assert not follows()
+    assert not is_follower()
     torchrun.delenv("RANK")
     torchrun.delenv("TORCHELASTIC_RUN_ID")
-    assert not follows()
+    assert not is_follower()
 
 
 @pytest.mark.parametrize(
@@ -117,36 +121,36 @@ def test_only_the_first_process_keeps_the_run_folder(
      (0, "must be a positive whole number, but is `0`"),
      ("many", "but is `many`"), (True, "but is `True`")],
 )  # fmt: skip
-def test_batches_that_cannot_be_shared_out_are_refused(
+def test_batches_that_cannot_be_divided_are_refused(
     batches: object, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        update_freq(batches, 4)
+        compute_update_freq(batches, 4)
 
 
 def test_update_freq_and_batches_per_update_exclude_each_other(
     config: dict[str, Any],
 ) -> None:
     with pytest.raises(UserError, match="must not both be given"):
-        training_command({**config, "update_freq": 2})
+        build_command({**config, "update_freq": 2})
 
 
-def test_what_an_update_sees_decides_whether_training_goes_on(
+def test_training_resumes_if_the_batch_of_an_update_is_the_same(
     config: dict[str, Any],
 ) -> None:
     run = RunFolder(Path(config["run"]))
     before = pin_inputs({**config, "update_freq": 2}, recorded=None, processes=4)
     del before["batches_per_update"]
-    assert batches_per_update(before) == [8]
+    assert compute_batches_per_update(before) == [8]
     run.record_start(before, "command")
     run.checkpoints.mkdir()
     run.last_checkpoint.touch()
-    run.check_goes_on({**before, "processes": 8, "update_freq": 1})
-    run.check_goes_on({**before, "processes": 2, "update_freq": [4]})
+    run.check_resumable({**before, "processes": 8, "update_freq": 1})
+    run.check_resumable({**before, "processes": 2, "update_freq": [4]})
     without = {k: v for k, v in before.items() if k not in ("processes", "update_freq")}
-    run.check_goes_on({**without, "batches_per_update": 8})
+    run.check_resumable({**without, "batches_per_update": 8})
     with pytest.raises(UserError, match="`processes` was 4 and is 8.*`update_freq`"):
-        run.check_goes_on({**before, "processes": 8})
+        run.check_resumable({**before, "processes": 8})
 
 
 def test_a_finished_run_is_finished_on_every_machine(config: dict[str, Any]) -> None:
@@ -163,7 +167,7 @@ def test_a_finished_run_is_finished_on_every_machine(config: dict[str, Any]) -> 
     assert not run.is_finished_with({**config, "update_freq": 4})
 
 
-def test_the_number_of_processes_is_now_s_and_not_that_of_the_file(
+def test_the_number_of_processes_is_not_read_from_the_file(
     config: dict[str, Any],
 ) -> None:
     pinned = pin_inputs({**config, "processes": 8}, recorded=None)
@@ -172,7 +176,7 @@ def test_the_number_of_processes_is_now_s_and_not_that_of_the_file(
 
 
 SRUN = """#!/usr/bin/env bash
-# Two machines, played by this one; every Slurm task gets its number as Slurm gives it.
+# Simulate two machines on this one; each Slurm task gets its number from Slurm.
 shift # --kill-on-bad-exit=1
 SLURM_NODEID=1 "$@" & other=$!
 SLURM_NODEID=0 "$@" || exit
