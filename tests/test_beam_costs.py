@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fairseq_plugins.beam.costs import COSTS, bleu_cost, chrf_cost, edit_cost, gleu_cost
 

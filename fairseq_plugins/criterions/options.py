@@ -184,7 +184,9 @@ def _beam_loss_rules(cfg: SoftBeamSearchConfig, task: Any) -> list[_Rule]:
     finishing = [name for name in weights if LOSSES[name].required.finished]
     resets = cfg.reset_to_gold or any(LOSSES[name].resets_to_gold for name in weights)
     needs_two = len(finishing) == len(weights)
-    compares = f"at least 2 with {' and '.join(weights)}: one hypothesis has no rival"
+    compares = (
+        f"at least 2 with {' and '.join(weights)}: one hypothesis has no competitor"
+    )
     is_hard = str(cfg.mixing) == "hard"
     left_pad = getattr(getattr(task, "cfg", None), "left_pad_target", False)
     shortest = cfg.beam_max_len_a + cfg.beam_max_len_b

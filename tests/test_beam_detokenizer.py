@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
 from fairseq_plugins.beam.costs import Detokenizer
