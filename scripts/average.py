@@ -1,14 +1,14 @@
-"""Write the mean of several checkpoints' parameters as one checkpoint.
+"""Average the parameters of several checkpoints.
 
     python scripts/average.py RUN --last-updates 5
     python scripts/average.py RUN --last-epochs 10
     python scripts/average.py CHECKPOINT CHECKPOINT ... --output FILE
 
 RUN is a folder written by scripts/train.py with `save_interval_updates` (and
-`keep_interval_updates`) or with epochs' checkpoints. The mean goes to
-RUN/checkpoints/checkpoint_average.pt unless --output says otherwise; evaluate it with
-`--checkpoint checkpoint_average.pt`. One checkpoint is open at a time. What was
-averaged before is not averaged again.
+`keep_interval_updates`) or with checkpoints of epochs. The default output is
+RUN/checkpoints/checkpoint_average.pt; evaluate it with
+`--checkpoint checkpoint_average.pt`. An existing average of the same checkpoints is
+kept.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
     record = output.with_name(f"{output.name}.inputs.json")
     inputs = [_identity(path) for path in paths]
     if output.is_file() and record.is_file() and read_json(record) == inputs:
-        print(f"`{output}` is the mean of these already: nothing to do.")
+        print(f"`{output}` already is the mean of these checkpoints.")
         return
     record.unlink(missing_ok=True)
     for path in paths:
@@ -52,25 +52,27 @@ def main() -> None:
 
 
 def _choose(arguments: argparse.Namespace) -> tuple[list[Path], Path]:
-    """Return what to average, the oldest first, and where to."""
+    """Return the checkpoints to average, oldest first, and the output."""
     paths: list[Path] = arguments.paths
     updates, epochs = arguments.last_updates, arguments.last_epochs
     count = updates or epochs
     if not count:
         checkpoints = _checkpoints(paths)
         if arguments.output is None:
-            raise UserError("`--output` must be given with checkpoints to average.")
+            raise UserError("`--output` must be given with checkpoints.")
         return checkpoints, arguments.output
     if len(paths) != 1 or not paths[0].is_dir():
         raise UserError(
-            "`--last-updates` and `--last-epochs` must have one run folder, but have "
-            f"`{' '.join(map(str, paths))}`."
+            "`--last-updates` and `--last-epochs` need one run folder, but "
+            f"`{' '.join(map(str, paths))}` is given."
         )
     run = RunFolder(paths[0])
     run.read_config()  # refuses any other folder
     newest = run.newest_checkpoints(count, by_epochs=bool(epochs))
     if len(newest) < count:
-        logger.warning("`%s` has only %d of %d.", paths[0], len(newest), count)
+        logger.warning(
+            "`%s` has only %d of %d checkpoints.", paths[0], len(newest), count
+        )
     return newest, arguments.output or run.checkpoints / AVERAGE
 
 
@@ -87,7 +89,7 @@ def _checkpoints(paths: list[Path]) -> list[Path]:
 
 
 def _identity(path: Path) -> dict[str, Any]:
-    """Tell a checkpoint from another without reading its gigabytes."""
+    """Identify a checkpoint without reading it."""
     status = path.stat()
     return {
         "file": str(path.resolve()),
@@ -105,9 +107,9 @@ def _parse_arguments() -> argparse.Namespace:
     add("paths", type=Path, nargs="+", metavar="RUN or CHECKPOINT")
     last = parser.add_mutually_exclusive_group()
     last.add_argument("--last-updates", type=at_least(1), metavar="N",
-                      help="the last N that were saved by updates")  # fmt: skip
+                      help="the last N saved by number of updates")  # fmt: skip
     last.add_argument("--last-epochs", type=at_least(1), metavar="N",
-                      help="the last N that were saved after an epoch")  # fmt: skip
+                      help="the last N saved after an epoch")  # fmt: skip
     add("--output", type=output_file, metavar="FILE")
     return parser.parse_args()
 

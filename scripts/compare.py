@@ -3,15 +3,14 @@
     python scripts/compare.py CONTROL SYSTEM [SYSTEM ...] [--beam 1 5] [--subset test]
     python scripts/compare.py CONTROL SYSTEM [SYSTEM ...] --reference REF
 
-A system is a run folder of scripts/train.py, or several with commas between them, one
-for each seed: a_1,a_2,a_3. What scripts/evaluate.py has not done yet is done first.
-With --reference it is a file of translations, or several of them, one for each seed.
+A system is a run folder of scripts/train.py, or several separated by commas, one per
+seed: a_1,a_2,a_3. Runs that are not evaluated yet are evaluated first. With --reference
+it is a file of translations, or several files, one per seed.
 
-p is how probable a difference from the control as great as this one is between equally
-good systems, by sacrebleu's paired approximate randomisation. Its paired bootstrap is
-beside it, whose figure is smaller (docs/evaluation.md). The seeds of a system are
-pooled sentence by sentence. [low, high] is a 95 % confidence interval of the
-difference, over sentences and seeds.
+p is the probability of a difference of at least this size between equally good systems,
+by sacrebleu's paired approximate randomization. The p-value of its paired bootstrap is
+smaller (docs/evaluation.md). The seeds of a system are pooled per sentence.
+[low, high] is a 95 % confidence interval of the difference, over sentences and seeds.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from typing import Any
 from fairseq_plugins.evaluation import command_line
 from fairseq_plugins.evaluation.compare import compare_files, compare_runs, system_names
 from fairseq_plugins.evaluation.evaluate import Row, Scoring
-from fairseq_plugins.evaluation.table import format_table
 from fairseq_plugins.utils.arguments import at_least, output_file, trainings
 from fairseq_plugins.utils.errors import run_command_line
 from fairseq_plugins.utils.files import write_json
+from fairseq_plugins.utils.tables import format_table
 
 
 def main() -> int:
@@ -55,7 +54,7 @@ def main() -> int:
             systems[0],
             systems[1:],
             shown=arguments.sentences,
-            **command_line.evaluation(arguments),
+            **command_line.search_options(arguments),
             scoring=Scoring(max_empty=arguments.max_empty, force=arguments.force),
         )
     print("\n".join([_table(rows), *_sentences(rows)]))
@@ -87,7 +86,7 @@ def _table(rows: list[Row]) -> str:
     signatures = dict.fromkeys(
         row[key] for key in _SIGNATURES for row in rows if key in row
     )
-    notes = command_line.notes_on(rows)
+    notes = command_line.format_notes(rows)
     return "\n".join([format_table(headings, cells), *signatures, *notes])
 
 
@@ -112,7 +111,7 @@ def _difference(row: Row) -> list[str | None]:
 
 
 def _sentences(rows: list[Row]) -> list[str]:
-    """Return what changed most, for each system at the last beam."""
+    """Return the greatest changes of each system at the last beam."""
     last = {row["run"]: row for row in rows if "gains" in row}
     names = _names(rows)
     lines = []
@@ -153,26 +152,27 @@ def _parse_arguments() -> argparse.Namespace:
     add("control", type=trainings, metavar="CONTROL")
     add("systems", type=trainings, nargs="+", metavar="SYSTEM")
     add("--reference", type=Path, metavar="REF",
-        help="compare files of translations of this text")  # fmt: skip
+        help="compare files of translations with this reference text")  # fmt: skip
     add("--source", type=Path, metavar="SRC",
-        help="with --reference: what was translated, for checks")  # fmt: skip
-    command_line.add_evaluation(parser)
-    command_line.add_refusals(parser)
+        help="with --reference: source text, for checks")  # fmt: skip
+    command_line.add_search_options(parser)
+    command_line.add_check_options(parser)
     add("--sentences", type=at_least(0), default=3, metavar="N",
-        help="sentences of greatest gain and loss to show (default: 3)")  # fmt: skip
-    add("--json", type=output_file, metavar="FILE", help="write the rows here, too")
-    # Which of them are given is only seen where they have no defaults.
+        help="sentences with the greatest gain and loss to show (default: 3)",
+        )  # fmt: skip
+    add("--json", type=output_file, metavar="FILE", help="also write the rows here")
+    # Without defaults the parsed arguments show which options are given.
     defaults = {name: parser.get_default(name) for name in _OF_RUNS}
     parser.set_defaults(**dict.fromkeys(defaults))
     arguments = parser.parse_args()
     given = [name for name in defaults if getattr(arguments, name) is not None]
     if arguments.reference and given:
         parser.error(
-            f"--{given[0]} is an option for run folders, but with --reference files of "
-            "translations are compared, which are scored as they are"
+            f"--{given[0]} is an option for run folders, but with --reference the "
+            "systems are files of translations"
         )
     if arguments.source and not arguments.reference:
-        parser.error("--source is for --reference; of run folders it is known")
+        parser.error("--source needs --reference; for run folders it is known")
     missing = {name: defaults[name] for name in defaults if name not in given}
     return argparse.Namespace(**{**vars(arguments), **missing})
 

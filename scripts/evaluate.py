@@ -1,12 +1,11 @@
-"""Translate a test set by a trained model and score it against the raw reference.
+"""Translate a test set with a trained model and score it against the raw reference.
 
     python scripts/evaluate.py RUN [--beam 1 5] [--subset test] [--checkpoint best]
 
 RUN is a folder written by scripts/train.py. Translations, fairseq's output and
-scores.json go to RUN/eval. BLEU, chrF and TER are sacrebleu's, on detokenised text.
-What was evaluated before, by the same checkpoint and on the same data, is not done
-again, and an interrupted search goes on from where it was. docs/evaluation.md says what
-each number is.
+scores.json go to RUN/eval. BLEU, chrF and TER are sacrebleu's, on detokenized text.
+Evaluations that exist for the same checkpoint and data are not repeated, and an
+interrupted search resumes. docs/evaluation.md explains each number.
 """
 
 from __future__ import annotations
@@ -22,10 +21,17 @@ from pathlib import Path
 
 from fairseq_plugins.evaluation import command_line
 from fairseq_plugins.evaluation.evaluate import Row, evaluate_run
-from fairseq_plugins.evaluation.table import format_table
 from fairseq_plugins.utils.arguments import at_least, output_file
 from fairseq_plugins.utils.errors import run_command_line
 from fairseq_plugins.utils.files import write_json
+from fairseq_plugins.utils.tables import format_table
+
+_SIGNATURES = {
+    "BLEU": "bleu_signature",
+    "chrF": "chrf_signature",
+    "TER": "ter_signature",
+    "COMET": "comet_model",
+}
 
 
 def main() -> int:
@@ -34,9 +40,9 @@ def main() -> int:
     arguments = _parse_arguments()
     rows = evaluate_run(
         arguments.run,
-        **command_line.evaluation(arguments),
+        **command_line.search_options(arguments),
         max_tokens=arguments.max_tokens,
-        scoring=command_line.scoring(arguments),
+        scoring=command_line.scoring_options(arguments),
     )
     titles = dict.fromkeys(row["title"] for row in rows)
     reports = [
@@ -49,36 +55,33 @@ def main() -> int:
 
 
 def _report(rows: list[Row]) -> str:
-    """Return what is to be said of one test set."""
+    """Return the scores of one test set as text."""
     row = rows[0]
     checkpoint = row["checkpoint"]
     if "averaged" in row:
         checkpoint += f", the mean of {', '.join(row['averaged'])}"
-    parts = [
-        f"{row['title']}: {row['sentences']:,} sentences; {checkpoint}; "
-        f"lenpen {row['lenpen']:g}",
-        _scores(rows),
-        _search(rows),
-        _lengths(rows),
-    ]
-    older = command_line.older_papers(rows)
-    parts += [older] if older else []
     signatures = dict.fromkeys(
         f"{name}: {row[key]}"
-        for name, key in (
-            ("BLEU", "bleu_signature"),
-            ("chrF", "chrf_signature"),
-            ("TER", "ter_signature"),
-            ("COMET", "comet_model"),
-        )
+        for name, key in _SIGNATURES.items()
         for row in rows
         if key in row
     )
-    notes = command_line.notes_on(rows)
-    return "\n\n".join([*parts, "\n".join(signatures), *notes])
+    parts = [
+        f"{row['title']}: {row['sentences']:,} sentences; {checkpoint}; "
+        f"lenpen {row['lenpen']:g}",
+        _format_scores(rows),
+        _format_search(rows),
+        command_line.format_lengths(
+            rows, [f"BLEU, beam {row['beam']}" for row in rows]
+        ),
+        *command_line.format_tokenized(rows),
+        "\n".join(signatures),
+        *command_line.format_notes(rows),
+    ]
+    return "\n\n".join(parts)
 
 
-def _scores(rows: list[Row]) -> str:
+def _format_scores(rows: list[Row]) -> str:
     headings = ["beam", "BLEU", "chrF", "TER", "1/2/3/4-gram precision", "BP", "length"]
     has_comet = any("comet" in row for row in rows)
     headings += ["COMET"] if has_comet else []
@@ -98,7 +101,7 @@ def _scores(rows: list[Row]) -> str:
     return format_table(headings, cells)
 
 
-def _search(rows: list[Row]) -> str:
+def _format_search(rows: list[Row]) -> str:
     headings = ["beam", "best in beam", "search errors", "repetition", "empty"]
     headings += ["seconds", "tokens/s"]
     cells = [
@@ -117,21 +120,6 @@ def _search(rows: list[Row]) -> str:
     return f"{format_table(headings, cells)}\n{natural}"
 
 
-def _lengths(rows: list[Row]) -> str:
-    """Return BLEU by length of the reference, a column for each beam."""
-    buckets = [row["bleu_by_length"] for row in rows]
-    cells = [
-        [
-            command_line.span(of_length[0]),
-            of_length[0]["sentences"],
-            *(bucket["bleu"] for bucket in of_length),
-        ]
-        for of_length in zip(*buckets)
-    ]
-    beams = [f"BLEU, beam {row['beam']}" for row in rows]
-    return format_table(["words", "sentences", *beams], cells)
-
-
 def _parse_arguments() -> argparse.Namespace:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(
@@ -139,11 +127,11 @@ def _parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN")
-    command_line.add_evaluation(parser, several_subsets=True)
+    command_line.add_search_options(parser, several_subsets=True)
     add("--max-tokens", type=at_least(1), default=4000, metavar="N",
         help="tokens in a batch (default: 4000)")  # fmt: skip
-    command_line.add_options(parser)
-    add("--json", type=output_file, metavar="FILE", help="write the rows here, too")
+    command_line.add_scoring_options(parser)
+    add("--json", type=output_file, metavar="FILE", help="also write the rows here")
     return parser.parse_args()
 
 

@@ -25,12 +25,12 @@ environment.ensure()
 
 from fairseq_plugins.corpus.manifest import PreparedCorpus
 from fairseq_plugins.evaluation.evaluate import choose_checkpoint
-from fairseq_plugins.evaluation.table import format_table
 from fairseq_plugins.knn_mt.experiment import SYSTEMS, Experiment, Options
 from fairseq_plugins.training.run_folder import RunFolder
 from fairseq_plugins.utils.arguments import at_least
 from fairseq_plugins.utils.errors import run_command_line
 from fairseq_plugins.utils.files import write_json
+from fairseq_plugins.utils.tables import format_table
 
 
 def main() -> None:

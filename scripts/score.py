@@ -2,9 +2,9 @@
 
     python scripts/score.py HYP REF [--source SRC] [--test-set NAME] [--json [FILE]]
 
-One sentence a line, UTF-8, plain or .gz or .xz; only a line feed ends a line. BLEU,
-chrF and TER are sacrebleu's, on text as people write it: text with subword marks and
-tokenised text are refused. docs/evaluation.md says what each number is.
+One sentence per line, UTF-8, plain or .gz or .xz; only a line feed ends a line. BLEU,
+chrF and TER are sacrebleu's, on plain text: text with subword marks and tokenized text
+are refused. docs/evaluation.md explains each number.
 """
 
 from __future__ import annotations
@@ -17,29 +17,24 @@ import argparse
 import json
 import logging
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fairseq_plugins.evaluation import command_line
-from fairseq_plugins.evaluation.score_files import score_files
-from fairseq_plugins.evaluation.table import format_table
+from fairseq_plugins.evaluation.comet import comet_score
+from fairseq_plugins.evaluation.metrics import score, score_like_older_papers
+from fairseq_plugins.evaluation.test_sets import identify, known_sets, select
 from fairseq_plugins.utils.arguments import output_file
-from fairseq_plugins.utils.errors import run_command_line
-from fairseq_plugins.utils.files import write_json
+from fairseq_plugins.utils.errors import UserError, run_command_line
+from fairseq_plugins.utils.files import read_lines, write_json
 
 
 def main() -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("fairseq_plugins").setLevel(logging.INFO)
     arguments = _parse_arguments()
-    scores = score_files(
-        arguments.hypotheses,
-        arguments.references,
-        source=arguments.source,
-        test_set=arguments.test_set,
-        language=arguments.language,
-        scoring=command_line.scoring(arguments),
-    )
+    scores = _score_files(arguments)
     if arguments.json == Path("-"):
         print(json.dumps(scores, indent=2, ensure_ascii=False))
         return 0
@@ -49,8 +44,61 @@ def main() -> int:
     return 0
 
 
+def _score_files(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of `metrics.Scores` and further scores as JSON."""
+    scoring, test_set = command_line.scoring_options(arguments), arguments.test_set
+    hypotheses = _read(arguments.hypotheses, test_set)
+    references = _read(arguments.references, test_set)
+    sources = None if arguments.source is None else _read(arguments.source, test_set)
+    if scoring.comet is not None and sources is None:
+        raise UserError("COMET needs the source text: pass it as `--source`.")
+    if test_set is None:
+        _check_same_set(len(hypotheses), len(references))
+    scores = score(
+        hypotheses,
+        references,
+        sources=sources,
+        max_empty=scoring.max_empty,
+        force=scoring.force,
+    )
+    known = identify(references)
+    result: dict[str, Any] = {
+        **asdict(scores),
+        "sentences": len(hypotheses),
+        "test_set": known.name if known else None,
+    }
+    if scoring.tokenized:
+        result |= score_like_older_papers(hypotheses, references, arguments.language)
+    if scoring.comet is not None and sources is not None:
+        result["comet"] = comet_score(scoring.comet, sources, hypotheses, references)
+        result["comet_model"] = scoring.comet.model
+    return result
+
+
+def _read(path: Path, test_set: str | None) -> list[str]:
+    lines = read_lines(path)
+    try:
+        return lines if test_set is None else select(test_set, lines)
+    except UserError as error:
+        raise UserError(f"`{path}`: {error}") from None
+
+
+def _check_same_set(hypotheses: int, references: int) -> None:
+    """Explain the numbers of lines if one file has a part of the other's test set."""
+    sizes = {known.name: known.sentences for known in known_sets()}
+    for part in known_sets():
+        whole = sizes.get(part.lines_of or "")
+        if {hypotheses, references} == {part.sentences, whole}:
+            raise UserError(
+                "hypotheses and references must have the same number of lines, but "
+                f"have {hypotheses:,} and {references:,}: it seems that one text is "
+                f"`{part.name}` and the other `{part.lines_of}`. With "
+                f"`--test-set {part.name}` the part is scored."
+            )
+
+
 def _report(scores: dict[str, Any]) -> str:
-    name = scores["test_set"] or "references that are no known test set"
+    name = scores["test_set"] or "references of no known test set"
     precisions = "/".join(f"{value:.1f}" for value in scores["precisions"])
     lines = [
         f"{name}: {scores['sentences']:,} sentences",
@@ -63,23 +111,17 @@ def _report(scores: dict[str, Any]) -> str:
     ]
     if "comet" in scores:
         lines.append(f"COMET {scores['comet']:.4f}  {scores['comet_model']}")
-    lines += [
+    lines.append(
         f"repetition {scores['repetition']:.1%} (references "
-        f"{scores['reference_repetition']:.1%}), empty {scores['empty']:,}",
-        "",
-        format_table(
-            ["words", "sentences", "BLEU"],
-            [
-                [command_line.span(bucket), bucket["sentences"], bucket["bleu"]]
-                for bucket in scores["bleu_by_length"]
-            ],
-        ),
+        f"{scores['reference_repetition']:.1%}), empty {scores['empty']:,}"
+    )
+    parts = [
+        "\n".join(lines),
+        command_line.format_lengths([scores], ["BLEU"]),
+        *command_line.format_tokenized([scores]),
+        *command_line.format_notes([scores]),
     ]
-    older = command_line.older_papers([scores])
-    lines += ["", older] if older else []
-    for note in command_line.notes_on([scores]):
-        lines += ["", note]
-    return "\n".join(lines)
+    return "\n\n".join(parts)
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -91,15 +133,15 @@ def _parse_arguments() -> argparse.Namespace:
     add("hypotheses", type=Path, metavar="HYP")
     add("references", type=Path, metavar="REF")
     add("--source", type=Path, metavar="SRC",
-        help="what was translated: for COMET and for checks")  # fmt: skip
+        help="source text: for COMET and for checks")  # fmt: skip
     add("--test-set", metavar="NAME",
-        help="what the files must be, such as newstest2014; of a part such as "
-        "newstest2014/2737 its lines are scored, out of the part or the whole",
+        help="the files must be this set, such as newstest2014; for a part such as "
+        "newstest2014/2737 they may contain the part or the whole set",
         )  # fmt: skip
     add("--language", metavar="XX",
-        help="of the text, for --tokenised; the files hold tokens if it is not "
-        "given")  # fmt: skip
-    command_line.add_options(parser)
+        help="target language, with --tokenised; without it the files must already be "
+        "tokenized")  # fmt: skip
+    command_line.add_scoring_options(parser)
     add("--json", nargs="?", const=Path("-"), type=output_file, metavar="FILE",
         help="write JSON to FILE, or print it instead of the table")  # fmt: skip
     return parser.parse_args()

@@ -19,7 +19,7 @@ import pytest
 import sentencepiece
 
 from fairseq_plugins.corpus.manifest import FORMAT
-from fairseq_plugins.evaluation.translate import SearchPart, Subset, Translator
+from fairseq_plugins.evaluation.translate import PartialSearch, Subset, Translator
 from fairseq_plugins.utils.files import read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,7 +137,7 @@ def test_a_test_set_is_translated_and_scored_once(run: Path, tmp_path: Path) -> 
         hypotheses = read_lines(path)
         assert len(hypotheses) == SIZES["test"] == row["sentences"]
         assert not any("▁" in line for line in hypotheses)
-        # The command line of sacrebleu itself is the judge.
+        # Compare with the command line of sacrebleu.
         judge = ["-m", "sacrebleu", references, "-i", path, "-m", "bleu", "chrf"]
         scores = json.loads(python(*judge, "-w", 4).stdout)
         assert [score["score"] for score in scores] == [
@@ -188,7 +188,7 @@ def generated(run: Path, *options: list[str]) -> list[dict[str, dict[int, Any]]]
     return answers
 
 
-def test_one_process_finds_what_several_of_fairseq_generate_find(
+def test_one_process_returns_the_hypotheses_of_fairseq_generate(
     run: Path, tmp_path: Path
 ) -> None:
     narrow, wide, gold = generated(
@@ -204,7 +204,7 @@ def test_one_process_finds_what_several_of_fairseq_generate_find(
     ) as translator:
         references = translator.score_references(subset, log=log)
         for beam, lenpen, theirs in ((1, 0.5, narrow), (4, 1.0, wide)):
-            part = SearchPart(tmp_path / str(beam), {})
+            part = PartialSearch(tmp_path / str(beam), {})
             ours = translator.translate(
                 subset, beam=beam, lenpen=lenpen, log=log, part=part
             )
@@ -213,7 +213,7 @@ def test_one_process_finds_what_several_of_fairseq_generate_find(
                 [(float(score) * math.log(2), text) for score, text in theirs["H"][n]]
                 for n in range(SIZES["test"])
             ]
-        # A Transformer that was told of 4 hypotheses must not see them in references.
+        # A beam of 4 must not change how references are scored afterwards.
         again = translator.score_references(subset, log=log)
     assert again == references
     lengths = [len(gold["P"][n][0][0].split()) for n in range(SIZES["test"])]
@@ -221,7 +221,7 @@ def test_one_process_finds_what_several_of_fairseq_generate_find(
         (float(gold["H"][n][0][0]) * math.log(2) * length, length)
         for n, length in enumerate(lengths)
     ]
-    # They came in another order, and their numbers are those of the corpus.
+    # fairseq returns another order, and numbers them as in the corpus.
     assert list(gold["T"]) != sorted(gold["T"])
     texts = [gold["T"][n][0][0] for n in range(SIZES["test"])]
     assert [t.replace(" ", "").replace("▁", " ")[1:] for t in texts] == read_lines(
@@ -229,7 +229,7 @@ def test_one_process_finds_what_several_of_fairseq_generate_find(
     )
 
 
-def test_a_killed_search_goes_on_and_ends_as_if_nothing_had_happened(
+def test_a_killed_search_resumes_and_writes_the_same_files(
     run: Path, tmp_path: Path
 ) -> None:
     killed = tmp_path / "killed"
@@ -264,7 +264,7 @@ def test_a_killed_search_goes_on_and_ends_as_if_nothing_had_happened(
     assert not part.exists()
 
 
-def test_several_test_sets_are_scored_and_reported_one_after_the_other(
+def test_several_test_sets_are_scored_and_reported(
     run: Path,
 ) -> None:
     result = evaluate(run, "--subset", "test", "valid", "--beam", 1)
@@ -290,7 +290,7 @@ def test_a_score_that_only_some_beams_have_gets_a_column(run: Path) -> None:
     path.write_text(json.dumps(rows))
 
 
-def test_a_sentence_that_is_too_long_is_named_and_not_left_out(run: Path) -> None:
+def test_a_sentence_that_is_too_long_is_named_and_not_skipped(run: Path) -> None:
     result = evaluate(run, "--subset", "test1", "--beam", 1)
     assert result.returncode == 2
     assert "sentence 2 of `test1` must fit the model" in result.stderr
@@ -306,7 +306,7 @@ def test_a_sentence_that_is_too_long_is_named_and_not_left_out(run: Path) -> Non
         (["x", "--lenpen", "nan"], "must be a finite number"),
     ],
 )
-def test_a_mistake_is_answered_in_a_sentence(args: list[str], message: str) -> None:
+def test_a_mistake_is_explained(args: list[str], message: str) -> None:
     result = evaluate(*args)
     assert result.returncode == 2
     assert message in result.stderr

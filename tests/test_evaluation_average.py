@@ -106,9 +106,9 @@ def test_wrong_files_are_named_and_nothing_is_written(tmp_path: Path) -> None:
     foreign = write(tmp_path / "foreign.pt", {"w": torch.ones(3)}, thing=Foreign())
     torch.save([1], tmp_path / "list.pt")
     cases: list[tuple[list[Path], str]] = [
-        ([], "a checkpoint or more"),
+        ([], "at least one checkpoint"),
         ([tmp_path / "no.pt"], "no.pt` does not exist"),
-        ([good, shape], "has `decoder.embed` and .*shape.pt` has not"),
+        ([good, shape], "only `.*0.pt`, not `.*shape.pt`, has `decoder.embed`"),
         ([shape, other], r"`w` is \[3\] in .* and \[2\] in `.*other.pt`"),
         ([cut], "cut.pt` cannot be read"),
         ([foreign], "foreign.pt` must hold only tensors, numbers and options"),

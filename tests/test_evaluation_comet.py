@@ -42,19 +42,21 @@ def test_the_system_score_is_read(tmp_path: Path) -> None:
 
 
 def test_a_python_is_asked_for_its_module() -> None:
-    arguments = Comet(sys.executable).arguments()
+    arguments = Comet(sys.executable).command_line()
     assert arguments[1:3] == ["-m", "comet.cli.score"]
 
 
-def test_what_goes_wrong_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="`.*nowhere` is no program"):
+def test_failures_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="`.*nowhere` does not exist"):
         run(tmp_path / "nowhere")
     with pytest.raises(UserError, match="ended with status 3:\n(.*\n)*.*no model"):
         run(program(tmp_path, end="sys.exit(print('no model') or 3)"))
     silent = tmp_path / "silent"
     silent.write_text("#!/bin/sh\necho done\n")
     silent.chmod(0o755)
-    with pytest.raises(UserError, match="printed no `score: NUMBER`. It said:\ndone"):
+    with pytest.raises(
+        UserError, match="printed no `score: NUMBER`. Its output:"
+    ):
         run(silent)
     # This Python has no COMET.
     with pytest.raises(UserError, match="status 1:\n.*No module named"):

@@ -1,4 +1,4 @@
-"""Paired tests tell a real difference from noise, and say how they were made."""
+"""Paired tests distinguish real differences from noise."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from conftest import SHARED_DATA
 
-from fairseq_plugins.evaluation.compare import changes, compare_files, mean_row
-from fairseq_plugins.evaluation.metrics import score
+from fairseq_plugins.evaluation.compare import (
+    compare_files,
+    compare_with_baseline,
+    mean_row,
+)
+from fairseq_plugins.evaluation.metrics import SystemOutputs, score
 from fairseq_plugins.evaluation.significance import (
     Comparison,
-    Trainings,
     paired_test,
     pooled_test,
 )
@@ -33,12 +36,12 @@ def references() -> list[str]:
 
 
 def pooled(ours: Any, theirs: Any, references: list[str], **options: Any) -> Comparison:
-    pair = Trainings(ours, references), Trainings(theirs, references)
+    pair = SystemOutputs(ours, references), SystemOutputs(theirs, references)
     return pooled_test(*pair, **options)
 
 
 def spoil(lines: list[str], *, share: float, seed: int) -> list[str]:
-    """Replace this share of the words by others."""
+    """Replace this fraction of the words by others."""
     rng = random.Random(seed)
     return [
         " ".join(
@@ -79,7 +82,9 @@ def test_a_system_does_not_differ_from_itself(
     assert result.bleu.baseline == result.bleu.system
 
 
-def test_method_samples_and_seed_are_stated_and_repeat(references: list[str]) -> None:
+def test_method_samples_and_seed_are_reported_and_reproducible(
+    references: list[str],
+) -> None:
     system = spoil(references, share=0.3, seed=2)
     other = spoil(references, share=0.3, seed=3)
     result = paired_test(system, other, references, samples=50)
@@ -139,7 +144,7 @@ def test_the_interval_is_wider_if_trainings_differ(references: list[str]) -> Non
     assert widths[1] > 1.5 * widths[0]
 
 
-def test_the_interval_covers_nothing_for_equal_systems(references: list[str]) -> None:
+def test_the_interval_of_equal_systems_is_empty(references: list[str]) -> None:
     system = spoil(references, share=0.3, seed=2)
     result = paired_test(system, system, references, samples=50)
     assert result.bleu.interval == result.chrf.interval == (0.0, 0.0)
@@ -157,10 +162,12 @@ def test_sentences_are_sorted_by_gain(references: list[str]) -> None:
     baseline = spoil(references, share=0.3, seed=2)
     system = list(baseline)
     system[7], system[3] = references[7], "nothing of it"
-    found = changes(Trainings([baseline], references), Trainings([system], references))
-    assert (found[0].line, found[-1].line) == (8, 4)
-    assert found[0].system == pytest.approx(100)
-    assert all(change.gain == 0 for change in found[1:-1])
+    pair = SystemOutputs([baseline], references), SystemOutputs([system], references)
+    row = compare_with_baseline(*pair, shown=5)
+    (gain,), (loss,) = row["gains"], row["losses"]  # the others did not change
+    assert (gain["line"], loss["line"]) == (8, 4)
+    assert gain["chrf"] == pytest.approx(100)
+    assert loss["chrf"] < loss["chrf_baseline"]
 
 
 def test_a_row_of_several_trainings_has_their_mean() -> None:
@@ -177,9 +184,9 @@ def test_a_row_of_several_trainings_has_their_mean() -> None:
 
 
 def test_wrong_input_is_refused(references: list[str]) -> None:
-    with pytest.raises(UserError, match="must be equally many"):
+    with pytest.raises(UserError, match="must have the same number of lines"):
         paired_test(references, references[1:], references)
-    with pytest.raises(UserError, match="equally many trainings.* 1 and 2"):
+    with pytest.raises(UserError, match="same number of training runs.* 1 and 2"):
         pooled([references], [references] * 2, references)
     with pytest.raises(UserError, match="`method` must be `randomization` or"):
         paired_test(references, references, references, method="t")
@@ -200,7 +207,7 @@ def test_files_that_look_wrong_are_compared_only_if_forced(tmp_path: Path) -> No
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     ours.write_text("\n".join(lines))
     theirs.write_text("\n".join(reversed(lines)))
-    with pytest.raises(UserError, match="holds subword marks"):
+    with pytest.raises(UserError, match="contains subword marks"):
         compare_files([ours], [[theirs]], ours)
     control, row = compare_files([ours], [[theirs]], ours, force=True)
     assert row["forced"] and control["bleu"] > row["bleu"]
@@ -209,14 +216,14 @@ def test_files_that_look_wrong_are_compared_only_if_forced(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no ../shared/data")
-def test_wmt17_systems_differ_by_their_published_scores() -> None:
-    # The scores are published. So great a difference on 3,004 sentences can only have
-    # the smallest p-value that the number of samples allows.
+def test_wmt17_systems_have_their_published_scores_and_differ() -> None:
+    # A difference of this size on 3,004 sentences must have the smallest p-value that
+    # the number of samples allows.
     folder = SHARED_DATA / "bleu_check" / "wmt17-en-de"
     names = ("newstest2017.xmu.4910.de.xz", "newstest2017.uedin-nmt.4722.de.xz")
     one, other = (read_lines(folder / name) for name in names)
     references = read_lines(SHARED_DATA / "newstest" / "newstest2017-en-de.de.xz")
-    ours, theirs = Trainings([one], references), Trainings([other], references)
+    ours, theirs = SystemOutputs([one], references), SystemOutputs([other], references)
     for method in METHODS:
         result = pooled_test(ours, theirs, method=method, samples=200)
         assert round(result.bleu.baseline, 2) == 26.69

@@ -1,4 +1,4 @@
-"""A name stands for one text, and a part of it for the right lines."""
+"""A name identifies one text, and a part has the right lines."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_part_is_the_published_one(language: str) -> None:
 
 
 @needs_data
-def test_the_sets_of_two_pairs_are_told_apart() -> None:
+def test_the_sets_of_two_language_pairs_are_distinguished() -> None:
     french = identify(read_lines(NEWSTEST / "newstest2014-en-fr.en.xz"))
     german = identify(read_lines(NEWSTEST / "newstest2014-en-de.en.xz"))
     assert french is not None and german is not None
@@ -63,13 +63,17 @@ def test_the_sets_of_two_pairs_are_told_apart() -> None:
 def test_sizes_and_names_are_checked() -> None:
     check_size("newstest2014", ("de", "en"), 3003)
     check_size("my_own_set", ("de", "en"), 5)
-    with pytest.raises(UserError, match="has 2,737. So many has `newstest2014/2"):
+    with pytest.raises(
+        UserError, match="has 2,737. This is the size of `newstest2014/2"
+    ):
         check_size("newstest2014", ("en", "de"), 2737)
-    with pytest.raises(UserError, match="2,737 .* has 3,003. So many has `newstest20"):
+    with pytest.raises(
+        UserError, match="2,737 .* has 3,003. This is the size of `newstest20"
+    ):
         check_size("newstest2014/2737", ("en", "de"), 3003)
     with pytest.raises(UserError, match="Did you mean `newstest2014/2737`"):
         selection("newstest2014/273")
-    with pytest.raises(UserError, match="is no known test set"):
+    with pytest.raises(UserError, match="is not a known test set"):
         selection("newstest2014/2737", ("en", "fr"))
     with pytest.raises(UserError, match="2,737 lines of .* or the 3,003 of"):
         select("newstest2014/2737", ["one"])

@@ -1,7 +1,8 @@
-"""Every score of ``../shared/data/README.md`` comes out, figure for figure.
+"""Published scores are reproduced, digit for digit.
 
-Nobody here computed these first: they are from mteval-v13a.pl, multi-bleu.perl,
-fairseq's own log, tensorflow/nmt's tests and Mozilla's evaluation of its models.
+They are from mteval-v13a.pl, multi-bleu.perl, a log of fairseq, the tests of
+tensorflow/nmt, and Mozilla's evaluation of its models. The texts are not part of the
+repository; without them these tests are skipped.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import pytest
 from conftest import ROOT, SHARED_DATA
 
 from fairseq_plugins.evaluation.checks import check_comparable
-from fairseq_plugins.evaluation.metrics import bleu
-from fairseq_plugins.evaluation.test_sets import select
-from fairseq_plugins.evaluation.tokenized import (
+from fairseq_plugins.evaluation.metrics import (
+    bleu,
     compound_split_bleu,
-    moses_tokenise,
-    tokenised_bleu,
+    tokenize_by_moses,
+    tokenized_bleu,
 )
+from fairseq_plugins.evaluation.test_sets import select
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import read_lines
 
@@ -91,9 +92,9 @@ def fairseq_log() -> tuple[list[str], list[str]]:
 
 
 def test_the_last_line_of_fairseqs_log() -> None:
-    """It is 13a over text that is tokenised still, which is refused unless forced."""
+    """It is 13a BLEU of tokenized text, which is refused unless forced."""
     hypotheses, references = fairseq_log()
-    with pytest.raises(UserError, match="tokenised"):
+    with pytest.raises(UserError, match="tokenized"):
         check_comparable(hypotheses, references)
     result, _ = bleu(hypotheses, references)
     assert f"{result.score:.2f}" == "39.69"
@@ -103,7 +104,7 @@ def test_the_last_line_of_fairseqs_log() -> None:
 
 
 def test_fairseqs_log_by_multi_bleu() -> None:
-    assert str(tokenised_bleu(*fairseq_log())) == (
+    assert str(tokenized_bleu(*fairseq_log())) == (
         "BLEU = 39.13, 69.7/45.7/32.2/23.3 "
         "(BP=0.994, ratio=0.994, hyp_len=72031, ref_len=72446)"
     )
@@ -118,10 +119,10 @@ def test_tensorflow_nmt() -> None:
     assert references == [
         line.replace(" ", "").replace("▁", " ").strip() for line in of_spm
     ]
-    result = tokenised_bleu(hypotheses, references, only_spaces=True)
+    result = tokenized_bleu(hypotheses, references, only_spaces=True)
     assert f"{result.bleu:.12f}"[:13] == "22.5855084573"
-    # multi-bleu.perl splits at other white space, too, and sees no empty token.
-    assert f"{tokenised_bleu(hypotheses, references).bleu:.2f}" == "22.58"
+    # multi-bleu.perl also splits at other white space and has no empty tokens.
+    assert f"{tokenized_bleu(hypotheses, references).bleu:.2f}" == "22.58"
 
 
 @pytest.mark.parametrize(
@@ -146,16 +147,16 @@ def test_tensorflow_nmt() -> None:
 def test_compounds_by_multi_bleu(system: str, whole: str, split: str) -> None:
     hypotheses = read_lines(COMPOUNDS / f"newstest2014-en-de.{system}.tok.de.xz")
     references = read_lines(COMPOUNDS / "newstest2014-en-de.ref.tok.de.xz")
-    assert str(tokenised_bleu(hypotheses, references)) == whole
+    assert str(tokenized_bleu(hypotheses, references)) == whole
     assert str(compound_split_bleu(hypotheses, references)) == split
 
 
-def test_the_tokeniser_is_moses() -> None:
+def test_the_tokenizer_is_that_of_moses() -> None:
     pytest.importorskip("sacremoses")
     raw = read_lines(NEWSTEST / "newstest2014-en-de.de.xz")[:500]
     # tokenizer.perl -l de -no-escape, Moses 34452895.
     perl = read_lines(COMPOUNDS / "newstest2014-en-de.ref.tok.de.xz")[:500]
-    ours = moses_tokenise(raw, "de")
+    ours = tokenize_by_moses(raw, "de")
     differing = sum(a.split() != b.split() for a, b in zip(ours, perl))
     assert differing <= 5
 

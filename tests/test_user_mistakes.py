@@ -241,8 +241,8 @@ EVALUATION = {
     "half manifest": (manifest({"format": FORMAT}), "is damaged (KeyError: 'recipe')"),
     "no file": (lambda: read_lines(Path("no")), "`no` does not exist."),
     "no JSON": (lambda: read_json(Path("no")), "`no` does not exist."),
-    "unequal": (lambda: score(["a"], ["a", "b"]), "equally many and not none, but"),
-    "none": (lambda: score([], []), "equally many and not none, but are 0 and 0"),
+    "unequal": (lambda: score(["a"], ["a", "b"]), "must have the same number of lines"),
+    "none": (lambda: score([], []), "1 or more, but have 0 and 0"),
     "pieces": (lambda: score(["\u2581a"], ["a"]), "must be plain text, but holds"),
     "no method": (
         lambda: paired_test(["a"], ["a"], ["a"], method="t"), "`method` must be"

@@ -1,1 +1,1 @@
-"""From a trained run to scores that can be quoted."""
+"""Translate, score and compare trained models."""

@@ -1,4 +1,4 @@
-"""The mean of several checkpoints' parameters, as one checkpoint."""
+"""Average the parameters of several checkpoints."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ Parameters = dict[str, torch.Tensor]
 
 
 def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
-    """Write a checkpoint whose parameters are the mean of those of others.
+    """Write a checkpoint with the mean of the parameters of others.
 
-    One checkpoint is open at a time and only its parameters are read, so that the
-    memory needed is that of two models, whatever their number. Sums are in float64.
-    Everything else, such as the options, is the last checkpoint's, without the state
-    of its optimizer, which belongs to no average. Parameters that share their memory
-    share it still, and the same checkpoints give the same bytes.
+    Only the parameters of one checkpoint are read at a time, so the required memory is
+    that of two models, for any number of checkpoints. Sums are in float64. Everything
+    else, such as the options, is copied from the last checkpoint, except the state of
+    its optimizer. Shared parameters remain shared, and the same checkpoints give the
+    same bytes.
 
     Args:
-        paths: checkpoints of one model that fairseq wrote.
-        output: is either written whole or left as it was.
+        paths: fairseq's checkpoints of one model.
+        output: file to write; it is replaced only when it is complete.
 
     Raises:
-        UserError: there is no checkpoint, one cannot be read, or two do not have the
-            same parameters.
+        UserError: there are no checkpoints, one cannot be read, or two have different
+            parameters.
     """
     if not paths:
-        raise UserError("there must be a checkpoint or more to average, but is none.")
+        raise UserError("at least one checkpoint must be given to average.")
     sums: Parameters = {}
     for path in paths:
         state = _read(path)
@@ -46,7 +46,7 @@ def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
         _check_same_parameters(sums, parameters, paths[0], path)
         for name, value in parameters.items():
             sums[name] += _wide(value)
-    # `state` is the last one's.
+    # `state` is that of the last checkpoint.
     state["model"] = _means(sums, state["model"], len(paths))
     state["last_optimizer_state"] = None
     with write_atomically(output, "wb") as stream:
@@ -56,12 +56,12 @@ def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
 def _read(path: Path) -> State:
     state = read_checkpoint(path)
     if not isinstance(state.get("model"), dict):
-        raise UserError(f"`{path}` must be a checkpoint of fairseq, but has no model.")
+        raise UserError(f"`{path}` must be a fairseq checkpoint, but has no model.")
     return state
 
 
 def _wide(value: torch.Tensor) -> torch.Tensor:
-    """Return a copy that many can be added to without loss."""
+    """Return a copy in a type that can be summed without loss."""
     wide = torch.float64 if value.is_floating_point() else torch.int64
     return value.to(wide, copy=True)
 
@@ -73,20 +73,20 @@ def _check_same_parameters(
     for name in sorted(differing):
         has, lacks = (first, path) if name in sums else (path, first)
         raise UserError(
-            f"checkpoints must be of one model to be averaged, but `{has}` has "
-            f"`{name}` and `{lacks}` has not."
+            "checkpoints to average must be of one model, but only "
+            f"`{has}`, not `{lacks}`, has `{name}`."
         )
     for name, value in parameters.items():
         if value.shape != sums[name].shape:
             raise UserError(
-                f"checkpoints must be of one model to be averaged, but `{name}` is "
+                f"checkpoints to average must be of one model, but `{name}` is "
                 f"{list(sums[name].shape)} in `{first}` and {list(value.shape)} in "
                 f"`{path}`."
             )
 
 
 def _means(sums: Parameters, like: Parameters, count: int) -> Parameters:
-    """Divide; tensors that were one in the checkpoint stay one."""
+    """Divide the sums; tensors that share memory in ``like`` share it again."""
     means: Parameters = {}
     made: dict[tuple[Any, ...], torch.Tensor] = {}
     for name, value in like.items():

@@ -1,7 +1,7 @@
-"""COMET by the user's own installation of it, in another environment.
+"""COMET by the user's installation in another environment.
 
-unbabel-comet brings gigabytes and versions of its own, so that it is never imported
-here: its command line is called, and what it prints is read.
+unbabel-comet needs gigabytes and other versions of packages. Therefore it is never
+imported: its command line is called and its output parsed.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _SCORE = re.compile(r"score:\s*(-?\d+(?:\.\d+)?(?:e-?\d+)?)\s*$")
 
 @dataclass(frozen=True)
 class Comet:
-    """Where COMET is and which of its models to use.
+    """An installation of COMET and one of its models.
 
     Attributes:
-        command: a ``comet-score``, or a Python that can ``import comet``.
+        command: a ``comet-score``, or a Python that has the package ``comet``.
         model: name or path of a model, as ``comet-score --model`` takes it.
         gpus: as ``comet-score --gpus``.
     """
@@ -42,17 +42,17 @@ class Comet:
     model: str = DEFAULT_MODEL
     gpus: int = 0
 
-    def arguments(self) -> list[str]:
+    def command_line(self) -> list[str]:
         """Return the command without files.
 
         Raises:
-            UserError: there is no such program.
+            UserError: the program does not exist.
         """
         program = shutil.which(os.path.expanduser(self.command))
         if program is None:
             raise UserError(
                 "COMET must be given as a `comet-score` or the Python of an environment"
-                f" that has it, but `{self.command}` is no program."
+                f" that has it, but `{self.command}` does not exist."
             )
         start = [program]
         if Path(program).name.startswith("python"):
@@ -66,18 +66,18 @@ def comet_score(
     hypotheses: Sequence[str],
     references: Sequence[str],
 ) -> float:
-    """Return COMET's system score, as it prints it: about 0 to 1 by current models.
+    """Return the system score that COMET prints, about 0 to 1 with current models.
 
     Args:
         comet: the installation.
-        sources: raw text that was translated.
+        sources: raw source text.
         hypotheses: plain text.
         references: raw text.
 
     Raises:
         UserError: the program is missing, fails or prints no score.
     """
-    arguments = comet.arguments()
+    arguments = comet.command_line()
     logger.info("COMET: %s", comet.model)
     with tempfile.TemporaryDirectory(prefix="comet-") as name:
         folder = Path(name)
@@ -96,5 +96,5 @@ def comet_score(
         raise UserError(f"COMET ended with status {outcome.status}:\n{end}")
     found = [match for match in map(_SCORE.search, lines_out) if match]
     if not found:
-        raise UserError(f"COMET printed no `score: NUMBER`. It said:\n{end}")
+        raise UserError(f"COMET printed no `score: NUMBER`. Its output:\n{end}")
     return float(found[-1][1])

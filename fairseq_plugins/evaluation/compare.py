@@ -1,136 +1,41 @@
-"""Short names of runs and files that are told apart by them.
-
-Which sentences one system translates better than another, and which worse.
-
-A system beside its baseline: what the rows of ``scripts/compare.py`` say of it.
-
-Compare runs with their control: the scores side by side, and what is chance.
-"""
+"""Compare systems with a control: their scores, and whether differences are chance."""
 
 from __future__ import annotations
 
 import os
 import re
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Sequence
 
 from fairseq_plugins.corpus.manifest import PreparedCorpus
 from fairseq_plugins.evaluation.checks import MAX_EMPTY
 from fairseq_plugins.evaluation.evaluate import Row, evaluate_run
-from fairseq_plugins.evaluation.metrics import score
-from fairseq_plugins.evaluation.significance import PooledCHRF, Trainings, pooled_test
-from fairseq_plugins.evaluation.test_sets import read_references
+from fairseq_plugins.evaluation.metrics import PooledCHRF, SystemOutputs, score
+from fairseq_plugins.evaluation.significance import pooled_test
+from fairseq_plugins.evaluation.test_sets import find_test_set
 from fairseq_plugins.training.run_folder import RunFolder
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import read_json, read_lines
 
 __all__ = [
-    "Change",
-    "changes",
     "check_runs",
     "compare_files",
     "compare_runs",
-    "compared",
+    "compare_with_baseline",
     "distinct_names",
     "mean_row",
     "short_names",
     "system_names",
 ]
 
-
-def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Return the last parts of different paths, as many as make them different."""
-    paths = [Path(os.path.abspath(path)) for path in paths]
-    for depth in range(1, max(len(path.parts) for path in paths) + 1):
-        names = [os.path.join(*path.parts[-depth:]) for path in paths]
-        if len(set(names)) == len(set(paths)):
-            return names
-    raise AssertionError("different paths must have different names")
-
-
-def short_names(names: Sequence[str]) -> list[str]:
-    """Return names without the words that all of them begin with.
-
-    Example:
-        ``de-en_lstm_control`` and ``de-en_lstm_soft`` are ``control`` and ``soft``.
-    """
-    shared = len(_shared_words(names))
-    return ["".join(_words(name)[shared:]) for name in names]
-
-
-def system_names(systems: Sequence[Sequence[Path]]) -> list[str]:
-    """Return a short name for each system, given the paths of its trainings.
-
-    Example:
-        ``soft_1`` and ``soft_2`` of one system are ``soft``. Where this would not tell
-        systems apart, their names have all trainings in them.
-    """
-    flat = short_names(distinct_names([path for paths in systems for path in paths]))
-    rest = iter(flat)
-    groups = [[next(rest) for _ in paths] for paths in systems]
-    common = [_common(names) for names in groups]
-    if all(common) and len(set(common)) == len(common):
-        return common
-    return [",".join(names) for names in groups]
-
-
-def _common(names: Sequence[str]) -> str:
-    if len(names) == 1:
-        return names[0]
-    return "".join(_shared_words(names)).rstrip("_/.-")
-
-
-def _words(name: str) -> list[str]:
-    return re.split(r"(?<=[_/.-])", name)
-
-
-def _shared_words(names: Sequence[str]) -> list[str]:
-    """Return the words that all begin with; of each at least one is left."""
-    words = [_words(name) for name in names]
-    shared = 0
-    if len(names) > 1:
-        fewest = min(map(len, words))
-        while shared < fewest - 1 and len({each[shared] for each in words}) == 1:
-            shared += 1
-    return words[0][:shared]
-
-
-@dataclass(frozen=True)
-class Change:
-    """One sentence by two systems.
-
-    Attributes:
-        line: its number in the files, from 1.
-        baseline: chrF of the baseline's translations, of all its trainings together.
-        system: chrF of the system's.
-    """
-
-    line: int
-    baseline: float
-    system: float
-
-    @property
-    def gain(self) -> float:
-        """By how much the system's is better."""
-        return self.system - self.baseline
-
-
-def changes(baseline: Trainings, system: Trainings) -> list[Change]:
-    """Return every sentence, the one with the greatest gain first.
-
-    Single sentences are scored by chrF: sentence BLEU is zero, or a matter of
-    smoothing, for a short one without a match of four words.
-    """
-    metric = PooledCHRF()
-    pairs = zip(baseline.scores(metric), system.scores(metric))
-    found = [Change(line, *pair) for line, pair in enumerate(pairs, start=1)]
-    return sorted(found, key=lambda change: -change.gain)
-
-
 _MEANS = ("bleu", "chrf", "ter", "oracle_bleu", "search_errors", "length_ratio")
 _COSTS = ("seconds", "tokens_per_second", "train_seconds")
+# The scores of a file that its row contains.
+_FILE_SCORES = (
+    *("bleu", "bleu_signature", "chrf", "chrf_signature", "ter", "ter_signature"),
+    "forced",
+)
 
 
 def compare_files(
@@ -143,80 +48,133 @@ def compare_files(
     max_empty: float = MAX_EMPTY,
     force: bool = False,
 ) -> list[Row]:
-    """Compare files of translations, one sentence a line.
+    """Compare files of translations, one sentence per line.
 
     Args:
-        baseline: a file for each training of the system to compare with.
+        baseline: a file for each training run of the baseline.
         systems: the same for each of the other systems.
         reference: raw text.
-        source: what was translated, for checks only.
-        max_empty, force: what is refused; see :func:`scoring.score`.
-        shown: how many sentences of the greatest gain and loss to list.
+        source: source text, used in checks only.
+        shown: how many sentences with the greatest gain and loss to list.
+        max_empty: see :func:`fairseq_plugins.evaluation.metrics.score`.
+        force: likewise.
 
     Returns:
         a row for each system, the baseline's first; see :func:`mean_row` and
-        :func:`compared`.
+        :func:`compare_with_baseline`.
 
     Raises:
         UserError: a file is missing, or the texts are not comparable.
     """
     references = read_lines(reference)
-    checks: dict[str, Any] = dict(max_empty=max_empty, force=force)
-    checks["sources"] = None if source is None else read_lines(source)
-    known: Trainings | None = None
+    sources = None if source is None else read_lines(source)
+    known: SystemOutputs | None = None
     rows: list[Row] = []
     for files in (baseline, *systems):
         texts = [read_lines(file) for file in files]
-        trainings = Trainings(texts, references)
-        row = mean_row(
-            [_scores(file, t, references, checks) for file, t in zip(files, texts)]
-        )
+        scores = []
+        for file, text in zip(files, texts):
+            found = score(
+                text, references, sources=sources, max_empty=max_empty, force=force
+            )
+            of_file = {key: getattr(found, key) for key in _FILE_SCORES}
+            scores.append({"run": str(file), "sentences": len(text), **of_file})
+        row, outputs = mean_row(scores), SystemOutputs(texts, references)
         if known is None:
-            known = trainings
+            known = outputs
         else:
-            row |= compared(known, trainings, shown=shown)
+            row |= compare_with_baseline(known, outputs, shown=shown)
         rows.append(row)
     return rows
 
 
-def mean_row(rows: Sequence[Row]) -> Row:
-    """Return one row for all trainings of a system.
+def compare_runs(
+    control: Sequence[Path],
+    systems: Sequence[Sequence[Path]],
+    *,
+    shown: int = 3,
+    **evaluation: Any,
+) -> list[Row]:
+    """Evaluate runs where necessary, and test each system against the control.
 
-    Of one training it is that one's. Of several, scores and costs are means, ``run``
-    holds all names with commas between them, ``runs`` a list of them, and
-    ``bleu_of_runs`` and ``bleu_deviation`` (of the sample) say how much BLEU depends on
-    the training. The rest is the first one's.
+    Args:
+        control: run folders, one for each training run of the control.
+        systems: the same for each of the other systems, with as many runs each.
+        shown: how many sentences with the greatest gain and loss to list.
+        evaluation: options of :func:`evaluate_run`, the same for all runs.
+
+    Returns:
+        a row for each system and beam, the control's first: the scores, the length of
+        the training, and for the others the result of :func:`compare_with_baseline`.
+
+    Raises:
+        UserError: a run is missing or unfinished, or was scored on other sentences, or
+            a system has another number of runs.
     """
-    if len(rows) == 1:
-        return dict(rows[0])
-    merged = dict(rows[0])
-    for key in (*_MEANS, *_COSTS):
-        values = [row.get(key) for row in rows]
-        if key in merged:
-            numbers = [value for value in values if value is not None]
-            whole = len(numbers) == len(values)
-            merged[key] = statistics.mean(numbers) if whole else None
-    merged["forced"] = any(row.get("forced") for row in rows)
-    merged["runs"] = [row["run"] for row in rows]
-    merged["run"] = ",".join(merged["runs"])
-    merged["bleu_of_runs"] = [row["bleu"] for row in rows]
-    merged["bleu_deviation"] = statistics.stdev(merged["bleu_of_runs"])
-    return merged
+    for runs in (control, *systems):
+        check_runs(runs, control)
+    lengths = {
+        run: _training_length(run) for runs in (control, *systems) for run in runs
+    }
+    controls: dict[int, SystemOutputs] = {}  # by beam
+    rows: list[Row] = []
+    for runs in (control, *systems):
+        for of_beam in zip(*(evaluate_run(run, **evaluation) for run in runs)):
+            texts = [
+                read_lines(run / "eval" / row["hypotheses"])
+                for run, row in zip(runs, of_beam)
+            ]
+            outputs = SystemOutputs(texts, _read_references(runs[0], of_beam[0]))
+            scored = [
+                {"run": str(run), **lengths[run], **row}
+                for run, row in zip(runs, of_beam)
+            ]
+            for row in scored:
+                _check_same_test_set(row, (rows or scored)[0])
+            merged = mean_row(scored)
+            if runs is control:
+                controls[merged["beam"]] = outputs
+            else:
+                merged |= compare_with_baseline(
+                    controls[merged["beam"]], outputs, shown=shown
+                )
+            rows.append(merged)
+    return rows
 
 
-def compared(baseline: Trainings, system: Trainings, *, shown: int) -> dict[str, Any]:
-    """Return what a row gets from the comparison with the baseline.
+def check_runs(runs: Sequence[Path], control: Sequence[Path]) -> None:
+    """Refuse runs of a system that cannot be compared with the control's.
 
-    Both were scored before, and so checked as far as the user wants them to be.
+    Raises:
+        UserError: their numbers differ, or a run is given twice.
+    """
+    if len(runs) != len(control):
+        raise UserError(
+            f"every system must have as many runs as the control, {len(control)}, but "
+            f"`{','.join(map(str, runs))}` has {len(runs)}."
+        )
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise UserError(
+            f"the runs of a system must be different, but are "
+            f"`{','.join(map(str, runs))}`."
+        )
+
+
+def compare_with_baseline(
+    baseline: SystemOutputs, system: SystemOutputs, *, shown: int
+) -> dict[str, Any]:
+    """Return the entries of a system's row that compare it with the baseline.
+
+    The texts must have been checked before.
 
     Returns:
         for ``bleu`` and ``chrf`` each the ``_difference`` of the pooled scores, its
-        ``_interval``, and the p-values of both tests: ``_p_value`` (approximate
-        randomisation) and ``_p_bootstrap``; the signatures of the tests for BLEU; and
-        ``gains`` and ``losses``, sentences that changed most.
+        ``_interval``, and the p-values ``_p_value`` (approximate randomization) and
+        ``_p_bootstrap``; the signatures of the tests for BLEU; and ``gains`` and
+        ``losses``, the sentences with the greatest changes.
 
     Raises:
-        UserError: the systems have not as many trainings.
+        UserError: the systems have different numbers of runs.
     """
     test = pooled_test(baseline, system, checked=True)
     bootstrap = pooled_test(
@@ -231,110 +189,56 @@ def compared(baseline: Trainings, system: Trainings, *, shown: int) -> dict[str,
         row[f"{name}_p_bootstrap"] = getattr(bootstrap, name).p_value
     row["test_signature"] = test.bleu.signature
     row["bootstrap_signature"] = bootstrap.bleu.signature
+    # Sentence BLEU of a short sentence without a match of four words is 0 or depends on
+    # smoothing, so sentences are compared by chrF.
+    metric = PooledCHRF()
+    before, after = (each.sentence_scores(metric) for each in (baseline, system))
+    order = sorted(
+        range(len(system)), key=lambda number: before[number] - after[number]
+    )
 
-    def entry(change: Change) -> dict[str, Any]:
-        number = change.line - 1
+    def entry(number: int) -> dict[str, Any]:
         return {
-            "line": change.line,
-            "chrf_baseline": change.baseline,
-            "chrf": change.system,
+            "line": number + 1,
+            "chrf_baseline": before[number],
+            "chrf": after[number],
             "reference": baseline.references[number],
             "baseline": baseline.texts[0][number],
             "system": system.texts[0][number],
         }
 
-    found = changes(baseline, system)
-    gains = [entry(change) for change in found if change.gain > 0]
-    losses = [entry(change) for change in reversed(found) if change.gain < 0]
-    row["gains"], row["losses"] = gains[:shown], losses[:shown]
+    gains = [number for number in order if after[number] > before[number]]
+    losses = [number for number in reversed(order) if after[number] < before[number]]
+    row["gains"] = [entry(number) for number in gains[:shown]]
+    row["losses"] = [entry(number) for number in losses[:shown]]
     return row
 
 
-def _scores(
-    file: Path, hypotheses: list[str], references: list[str], checks: dict[str, Any]
-) -> Row:
-    scores = score(hypotheses, references, **checks)
-    return {
-        "run": str(file),
-        "bleu": scores.bleu,
-        "bleu_signature": scores.bleu_signature,
-        "chrf": scores.chrf,
-        "chrf_signature": scores.chrf_signature,
-        "ter": scores.ter,
-        "ter_signature": scores.ter_signature,
-        "sentences": len(references),
-        "forced": scores.forced,
-    }
+def mean_row(rows: Sequence[Row]) -> Row:
+    """Return one row for all training runs of a system.
 
-
-def compare_runs(
-    control: Sequence[Path],
-    systems: Sequence[Sequence[Path]],
-    *,
-    shown: int = 3,
-    **evaluation: Any,
-) -> list[Row]:
-    """Evaluate runs where that is not done yet, and test each against the control.
-
-    Args:
-        control: run folders, one for each training of the system to compare with.
-        systems: the same for each of the other systems; as many of each.
-        shown: how many sentences of the greatest gain and loss to list.
-        evaluation: options of :func:`evaluate_run`, the same for all runs.
-
-    Returns:
-        a row for each system and beam, the control's first: the scores, how long it
-        was trained, and for the others what :func:`compared` says.
-
-    Raises:
-        UserError: a run is missing or unfinished, or was scored on other sentences, or
-            a system has another number of trainings.
+    Scores and costs of several runs are averaged. ``run`` has all names, separated by
+    commas, ``runs`` a list of them, and ``bleu_of_runs`` and ``bleu_deviation`` (of the
+    sample) show how BLEU depends on the training. Other entries are the first run's.
     """
-    for runs in (control, *systems):
-        check_runs(runs, control)
-    lengths = {run: _length(run) for runs in (control, *systems) for run in runs}
-    # For each beam the control's texts.
-    known: dict[int, Trainings] = {}
-    rows: list[Row] = []
-    for runs in (control, *systems):
-        of_runs = [evaluate_run(run, **evaluation) for run in runs]
-        for of_beam in zip(*of_runs):
-            texts = [_hypotheses(run, row) for run, row in zip(runs, of_beam)]
-            trainings = Trainings(texts, _references(runs[0], of_beam[0]))
-            scored = [
-                {"run": str(run), **lengths[run], **row}
-                for run, row in zip(runs, of_beam)
-            ]
-            for row in scored:
-                _check_same_test_set(row, (rows or scored)[0])
-            merged = mean_row(scored)
-            if runs is control:
-                known[merged["beam"]] = trainings
-            else:
-                merged |= compared(known[merged["beam"]], trainings, shown=shown)
-            rows.append(merged)
-    return rows
+    merged = dict(rows[0])
+    if len(rows) == 1:
+        return merged
+    for key in (*_MEANS, *_COSTS):
+        if key in merged:
+            values = [row.get(key) for row in rows]
+            numbers = [value for value in values if value is not None]
+            is_complete = len(numbers) == len(values)
+            merged[key] = statistics.mean(numbers) if is_complete else None
+    merged["forced"] = any(row.get("forced") for row in rows)
+    merged["runs"] = [row["run"] for row in rows]
+    merged["run"] = ",".join(merged["runs"])
+    merged["bleu_of_runs"] = [row["bleu"] for row in rows]
+    merged["bleu_deviation"] = statistics.stdev(merged["bleu_of_runs"])
+    return merged
 
 
-def check_runs(runs: Sequence[Path], control: Sequence[Path]) -> None:
-    """Refuse runs of a system that are no match for the control's.
-
-    Raises:
-        UserError: they are more or fewer, or one of them is given twice.
-    """
-    if len(runs) != len(control):
-        raise UserError(
-            f"every system must have as many runs as the control, {len(control)}, but "
-            f"`{','.join(map(str, runs))}` are {len(runs)}."
-        )
-    if len({run.resolve() for run in runs}) < len(runs):
-        raise UserError(
-            f"runs of a system must be different ones: `{','.join(map(str, runs))}`."
-        )
-
-
-def _length(run: Path) -> dict[str, Any]:
-    """Return how long a run was trained."""
+def _training_length(run: Path) -> dict[str, Any]:
     path = run / "finished.json"
     if not path.is_file():
         raise UserError(f"`{run}` must be a finished run of scripts/train.py.")
@@ -342,8 +246,9 @@ def _length(run: Path) -> dict[str, Any]:
     return {"updates": finished["updates"], "train_seconds": finished["seconds"]}
 
 
-def _hypotheses(run: Path, row: Row) -> list[str]:
-    return read_lines(run / "eval" / row["hypotheses"])
+def _read_references(run: Path, row: Row) -> list[str]:
+    corpus = PreparedCorpus.load(Path(RunFolder(run).read_config()["data"]))
+    return find_test_set(corpus, row["title"]).references
 
 
 def _check_same_test_set(row: Row, other: Row) -> None:
@@ -354,6 +259,55 @@ def _check_same_test_set(row: Row, other: Row) -> None:
         )
 
 
-def _references(run: Path, row: Row) -> list[str]:
-    corpus = PreparedCorpus.load(Path(RunFolder(run).read_config()["data"]))
-    return read_references(corpus, row["title"])
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of different paths that distinguish them."""
+    paths = [Path(os.path.abspath(path)) for path in paths]
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = [os.path.join(*path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(set(paths)):
+            return names
+    raise AssertionError("different paths must have different names")
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return names without the words with which all of them begin.
+
+    Example:
+        ``de-en_lstm_control`` and ``de-en_lstm_soft`` become ``control`` and ``soft``.
+    """
+    common = len(_common_words(names))
+    return ["".join(_words(name)[common:]) for name in names]
+
+
+def system_names(systems: Sequence[Sequence[Path]]) -> list[str]:
+    """Return a short name for each system, given the paths of its training runs.
+
+    Example:
+        A system of ``soft_1`` and ``soft_2`` becomes ``soft``. If such names do not
+        distinguish systems, they list all training runs.
+    """
+    flat = short_names(distinct_names([path for paths in systems for path in paths]))
+    rest = iter(flat)
+    groups = [[next(rest) for _ in paths] for paths in systems]
+    common = [
+        "".join(_common_words(names)).rstrip("_/.-") if len(names) > 1 else names[0]
+        for names in groups
+    ]
+    if all(common) and len(set(common)) == len(common):
+        return common
+    return [",".join(names) for names in groups]
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"(?<=[_/.-])", name)
+
+
+def _common_words(names: Sequence[str]) -> list[str]:
+    """Return the words with which all names begin, except the last word of a name."""
+    words = [_words(name) for name in names]
+    common = 0
+    if len(names) > 1:
+        fewest = min(map(len, words))
+        while common < fewest - 1 and len({each[common] for each in words}) == 1:
+            common += 1
+    return words[0][:common]

@@ -1,11 +1,4 @@
-"""Which checkpoint of a run is evaluated: one of its own, another, or an average.
-
-``RUN/eval``: the rows of ``scores.json`` and the files that they name.
-
-What a run's model thinks of the references of a subset, computed once.
-
-Evaluate a run folder and keep its scores in ``RUN/eval/scores.json``.
-"""
+"""Evaluate a run folder and keep its scores in ``RUN/eval/scores.json``."""
 
 from __future__ import annotations
 
@@ -22,20 +15,24 @@ from fairseq_plugins.evaluation.checks import (
     check_plain_text,
 )
 from fairseq_plugins.evaluation.comet import Comet, comet_score
-from fairseq_plugins.evaluation.metrics import oracle_bleu, score, search_errors
+from fairseq_plugins.evaluation.metrics import (
+    oracle_bleu,
+    score,
+    score_like_older_papers,
+    search_errors,
+)
 from fairseq_plugins.evaluation.test_sets import (
     RunTestSet,
     find_test_set,
     published_name,
 )
-from fairseq_plugins.evaluation.tokenized import scores_of_older_papers
 from fairseq_plugins.evaluation.translate import (
     Hypothesis,
+    PartialSearch,
     Reference,
-    SearchPart,
     Subset,
     Translator,
-    detokeniser,
+    make_detokenizer,
 )
 from fairseq_plugins.training.config import digest_data
 from fairseq_plugins.training.run_folder import RunFolder
@@ -57,24 +54,24 @@ __all__ = [
     "choose_checkpoint",
     "evaluate_run",
     "file_name",
-    "scored_references",
-    "stem",
 ]
 
 logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
 
 _NAMES = {"best": "checkpoint_best.pt", "last": "checkpoint_last.pt"}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model.
+    """A model to evaluate.
 
     Attributes:
-        path: where it is.
-        name: no other checkpoint of the run's evaluations has it.
-        sha256: of the file.
-        averaged: names of the checkpoints that it is the mean of.
+        path: the file.
+        name: unique among the checkpoints that the run is evaluated with.
+        sha256: digest of the file.
+        averaged: names of the checkpoints of which this is the mean.
     """
 
     path: Path
@@ -84,15 +81,15 @@ class Checkpoint:
 
 
 def choose_checkpoint(folder: RunFolder, names: str | Sequence[str]) -> Checkpoint:
-    """Find a checkpoint; of several, make the average once in ``RUN/eval``.
+    """Find a checkpoint, or make the average of several once in ``RUN/eval``.
 
     Args:
         folder: the run.
         names: ``best``, ``last``, the name of a file in the run's ``checkpoints``, or
-            the path of one elsewhere; several of these for their average.
+            the path of another one; several of these for their average.
 
     Raises:
-        UserError: one is not there, is given twice or cannot be averaged.
+        UserError: one does not exist, is given twice or cannot be averaged.
     """
     chosen = [names] if isinstance(names, str) else list(names)
     found = [_find(folder, name) for name in chosen]
@@ -100,15 +97,15 @@ def choose_checkpoint(folder: RunFolder, names: str | Sequence[str]) -> Checkpoi
         return found[0]
     if len({checkpoint.sha256 for checkpoint in found}) < len(found):
         raise UserError(
-            "checkpoints to be averaged must be different ones, but of "
-            f"{', '.join(f'`{name}`' for name in chosen)} two are the same."
+            "checkpoints to average must be different, but two of "
+            f"{', '.join(f'`{name}`' for name in chosen)} are the same."
         )
-    # The order makes no difference to a mean, so none to its name.
+    # The order does not change the mean, so it must not change the name.
     digests = "".join(sorted(checkpoint.sha256 for checkpoint in found))
     digest = hashlib.sha256(digests.encode()).hexdigest()
-    path = _averages(folder) / f"average{len(found)}-{digest[:8]}.pt"
+    path = folder.path / "eval" / f"average{len(found)}-{digest[:8]}.pt"
     if not path.is_file():
-        # It brings torch, which takes seconds.
+        # Imports torch, which takes seconds.
         from fairseq_plugins.evaluation.average import average_checkpoints
 
         logger.info("averaging %d checkpoints", len(found))
@@ -118,18 +115,14 @@ def choose_checkpoint(folder: RunFolder, names: str | Sequence[str]) -> Checkpoi
 
 
 def file_name(which: str) -> str:
-    """Return the name of ``best``, ``last`` or any other checkpoint of a run."""
+    """Return the file name of ``best``, ``last`` or another checkpoint of a run."""
     return _NAMES.get(which, which)
 
 
 def checkpoint_path(folder: RunFolder, row: Mapping[str, Any]) -> Path:
-    """Return where the checkpoint that a row of ``scores.json`` names should be."""
-    parent = _averages(folder) if "averaged" in row else folder.checkpoints
+    """Return the path of the checkpoint that a row of ``scores.json`` names."""
+    parent = folder.path / "eval" if "averaged" in row else folder.checkpoints
     return parent / str(row["checkpoint"])
-
-
-def _averages(folder: RunFolder) -> Path:
-    return folder.path / "eval"
 
 
 def _find(folder: RunFolder, checkpoint: str) -> Checkpoint:
@@ -145,13 +138,11 @@ def _find(folder: RunFolder, checkpoint: str) -> Checkpoint:
     digest = sha256_of(path)
     if path.resolve().parent == folder.checkpoints.resolve():
         return Checkpoint(path, path.name, digest)
-    # One from elsewhere must not pass for the run's own.
+    # The name distinguishes it from the run's own checkpoints.
     return Checkpoint(path, f"{path.stem}-{digest[:8]}.pt", digest)
 
 
-Row = dict[str, Any]
-
-# A row with the same values of these takes the place of an older one.
+# A row replaces an older row with the same values of these keys.
 _SETTINGS = ("subset", "title", "checkpoint", "lenpen", "beam")
 
 
@@ -163,19 +154,19 @@ class ScoreStore:
         self._path = folder / "scores.json"
 
     def _rows(self) -> list[Row]:
-        """Read anew each time: another evaluation of the run may have added some."""
+        # Read each time: another evaluation of the run may have added rows.
         rows: list[Row] = read_json(self._path) if self._path.exists() else []
         return rows
 
     def find(self, identity: Row) -> Row | None:
-        """Return the row of this very evaluation if its hypotheses are still there."""
+        """Return the row with these values if its hypotheses are unchanged."""
         for row in self._rows():
             if identity.items() <= row.items() and self._is_whole(row):
                 return row
         return None
 
     def add(self, row: Row) -> None:
-        """Keep a row in place of an older one with the same settings."""
+        """Write a row, which replaces an older one with the same settings."""
         kept = [other for other in self._rows() if _key(other) != _key(row)]
         write_json(self._path, sorted([*kept, row], key=_key))
 
@@ -184,7 +175,7 @@ class ScoreStore:
         return read_lines(self.folder / row["hypotheses"])
 
     def write_hypotheses(self, name: str, lines: list[str]) -> Row:
-        """Write translations; return what the row says of them."""
+        """Write translations; return their entries of the row."""
         path = self.folder / f"{name}.hyp.txt"
         write_lines(path, lines)
         return {"hypotheses": path.name, "hypotheses_sha256": sha256_of(path)}
@@ -195,7 +186,7 @@ class ScoreStore:
         texts: Sequence[Sequence[str]],
         nbest: Sequence[Sequence[Hypothesis]],
     ) -> Row:
-        """Write all hypotheses: line number, score and text, with tabs between them."""
+        """Write line number, score and text of all hypotheses, separated by tabs."""
         path = self.folder / f"{name}.nbest.tsv"
         lines = [
             f"{number}\t{hypothesis.score:.6f}\t{text}"
@@ -206,10 +197,7 @@ class ScoreStore:
         return {"nbest": path.name}
 
     def read_nbest(self, row: Row) -> tuple[list[list[str]], list[list[Hypothesis]]]:
-        """Return what :meth:`write_nbest` wrote.
-
-        The subwords are not kept: hypotheses have their text in place of them.
-        """
+        """Return texts and hypotheses; their pieces are the text, not subwords."""
         texts: list[list[str]] = []
         nbest: list[list[Hypothesis]] = []
         for line in read_lines(self.folder / row["nbest"]):
@@ -226,8 +214,8 @@ class ScoreStore:
         return path.is_file() and sha256_of(path) == row["hypotheses_sha256"]
 
 
-def stem(row: Row) -> str:
-    """Return ``test.beam5``, with whatever is not the default between the two."""
+def _file_stem(row: Row) -> str:
+    """Return ``test.beam5``, with the settings that are not defaults in between."""
     parts = [row["subset"]]
     if "lines_of" in row:
         parts.append(row["title"].replace("/", "-"))
@@ -242,54 +230,20 @@ def _key(row: Row) -> tuple[Any, ...]:
     return tuple(row[name] for name in _SETTINGS)
 
 
-def scored_references(
-    translator: Translator,
-    checkpoint: Checkpoint,
-    subset: Subset,
-    *,
-    data_sha256: str,
-    folder: Path,
-) -> list[Reference]:
-    """Return one for each sentence of a subset, from ``folder`` if they are there.
-
-    They depend on neither beam nor lenpen, so that one pass serves all evaluations.
-
-    Args:
-        translator: has the model loaded, or loads it if it is needed.
-        checkpoint: the model.
-        subset: binarised sentences with their references.
-        data_sha256: digest of the binarised data.
-        folder: ``RUN/eval``.
-
-    Raises:
-        UserError: fairseq fails.
-    """
-    name = f"{subset.name}.{Path(checkpoint.name).stem}.references"
-    path = folder / f"{name}.json"
-    identity = {"checkpoint_sha256": checkpoint.sha256, "data_sha256": data_sha256}
-    known: dict[str, Any] = read_json(path) if path.is_file() else {}
-    if not identity.items() <= known.items():
-        found = translator.score_references(subset, log=folder / f"{name}.log")
-        rows = [[item.log_prob, item.tokens] for item in found]
-        known = {**identity, "references": rows}
-        write_json(path, known)
-    return [Reference(*row) for row in known["references"]]
-
-
 @dataclass(frozen=True)
 class Scoring:
     """How translations are scored.
 
     Attributes:
-        max_empty: share of hypotheses that may be empty.
-        force: score text that looks wrong, such as tokenised references.
-        tokenised: add BLEU of tokenised text, as in older papers.
-        comet: add COMET by this installation of it.
+        max_empty: fraction of hypotheses that may be empty.
+        force: score texts that look wrong, such as tokenized references.
+        tokenized: add BLEU of tokenized text, as in older papers.
+        comet: add COMET with this installation.
     """
 
     max_empty: float = MAX_EMPTY
     force: bool = False
-    tokenised: bool = False
+    tokenized: bool = False
     comet: Comet | None = None
 
 
@@ -303,27 +257,27 @@ def evaluate_run(
     max_tokens: int = 4000,
     scoring: Scoring = Scoring(),
 ) -> list[Row]:
-    """Translate and score subsets by each beam; what is known is not done again.
+    """Translate and score subsets with each beam size, except known results.
 
-    One process of fairseq does all of it. What it has found is kept when it is killed.
+    One fairseq process does all of it. If it is killed, finished batches are kept.
 
     Args:
         run: folder written by ``scripts/train.py``.
-        beams: beam sizes; each is taken once.
-        subset: one of the corpus that the run was trained on, by fairseq's name
-            (``test``), by its title (``test_2016_flickr``), or a part of one
-            (``newstest2014/2737``); or several of these.
+        beams: beam sizes; duplicates are ignored.
+        subset: a subset of the corpus of the run by fairseq's name (``test``), by its
+            title (``test_2016_flickr``), or a part of one (``newstest2014/2737``); or
+            several of these.
         checkpoint: ``best``, ``last``, or a path to a checkpoint; several of these for
             their average.
-        lenpen: exponent of the length that scores are divided by.
+        lenpen: exponent of the length by which scores are divided.
         max_tokens: size of a batch.
-        scoring: what to score and what to refuse.
+        scoring: scores to add, and checks to relax.
 
     Returns:
-        one row per subset and beam, as it stands in ``scores.json``.
+        one row per subset and beam, as in ``scores.json``.
 
     Raises:
-        UserError: run, subset or checkpoint are not there, or do not fit each other; a
+        UserError: run, subset or checkpoint do not exist or do not fit each other; a
             beam size is below 1.
     """
     for beam in beams:
@@ -332,15 +286,15 @@ def evaluate_run(
     folder = RunFolder(run)
     config = folder.read_config()
     data = Path(config["data"])
-    # The model knows the numbers of the words in the dictionary of its training.
+    # The model depends on the order of its training dictionary.
     if config.get("data_sha256") != digest_data(data, ("train", "valid")):
         raise UserError(f"`{data}` has changed since `{run}` was trained on it.")
     corpus = PreparedCorpus.load(data)
     names = [subset] if isinstance(subset, str) else subset
     found = [find_test_set(corpus, name) for name in names]
     test_sets = {test_set.title: test_set for test_set in found}
-    # Pieces that cannot be made text again should not wait for the search.
-    detokenised = detokeniser(corpus)
+    # Fails before the search if the pieces cannot be detokenized.
+    detokenize = make_detokenizer(corpus)
     chosen = choose_checkpoint(folder, checkpoint)
     languages = (corpus.source_lang, corpus.target_lang)
     with Translator(
@@ -348,7 +302,7 @@ def evaluate_run(
     ) as translator:
         evaluation = _Evaluation(
             corpus,
-            detokenised,
+            detokenize,
             data,
             chosen,
             translator,
@@ -368,7 +322,7 @@ class _Evaluation:
     """One checkpoint on one corpus."""
 
     corpus: PreparedCorpus
-    detokenised: Callable[[str], str]
+    detokenize: Callable[[str], str]
     data: Path
     checkpoint: Checkpoint
     translator: Translator
@@ -377,25 +331,30 @@ class _Evaluation:
     scoring: Scoring
 
     def row(self, test_set: RunTestSet, *, beam: int, lenpen: float) -> Row:
-        """Return the row of ``scores.json``, made or completed if need be."""
-        known = self._translated(test_set, beam=beam, lenpen=lenpen)
-        row = known | self._more_scores(test_set, known)
+        """Return the row of ``scores.json``; make or complete it if necessary."""
+        known = self._translated_row(test_set, beam=beam, lenpen=lenpen)
+        row = known | self._missing_scores(test_set, known)
         if row != known:
             self.store.add(row)
         return row
 
-    def _translated(self, test_set: RunTestSet, *, beam: int, lenpen: float) -> Row:
-        """Return the row as it is known, or made: a search is kept at once."""
+    def _translated_row(self, test_set: RunTestSet, *, beam: int, lenpen: float) -> Row:
         identity = self._identity(test_set) | {"lenpen": lenpen, "beam": beam}
         row = self.store.find(identity)
         if row is None:
-            make = self._translate if test_set.numbers is None else self._cut
+            make = self._translate if test_set.numbers is None else self._score_part
             row = make(test_set, identity)
             self.store.add(row)
-            self._part(identity).remove()
+            self._partial_search(identity).remove()
         else:
             logger.info("%s, beam %d: known already", test_set.subset, beam)
-            self._check(test_set, self.store.hypotheses(row))
+            if not self.scoring.force:  # an earlier call may have been less strict
+                check_comparable(
+                    self.store.hypotheses(row),
+                    test_set.references,
+                    sources=test_set.sources,
+                    max_empty=self.scoring.max_empty,
+                )
         return row
 
     def _identity(self, test_set: RunTestSet) -> Row:
@@ -413,17 +372,17 @@ class _Evaluation:
     def _translate(self, test_set: RunTestSet, identity: Row) -> Row:
         """Translate and score a whole subset; return its row."""
         references = test_set.references
-        if not self.scoring.force:  # a fault of theirs should not wait for the search
+        if not self.scoring.force:  # report wrong references before the search
             check_plain_text("reference", references)
             check_comparable(references, references, max_empty=self.scoring.max_empty)
         found = self.translator.translate(
             Subset(test_set.subset, len(references)),
             beam=identity["beam"],
             lenpen=identity["lenpen"],
-            log=self.store.folder / f"{stem(identity)}.log",
-            part=self._part(identity),
+            log=self.store.folder / f"{_file_stem(identity)}.log",
+            part=self._partial_search(identity),
         )
-        texts = [[self.detokenised(h.pieces) for h in beam] for beam in found.nbest]
+        texts = [[self.detokenize(h.pieces) for h in beam] for beam in found.nbest]
         speed = {
             "tokens": found.tokens,
             "seconds": found.seconds,
@@ -431,17 +390,18 @@ class _Evaluation:
         }
         return self._finish(test_set, identity, texts, found.nbest, speed)
 
-    def _cut(self, test_set: RunTestSet, identity: Row) -> Row:
-        """Score a part of a subset by the translations of the whole."""
+    def _score_part(self, test_set: RunTestSet, identity: Row) -> Row:
+        """Score a part of a subset with the translations of the whole."""
         assert test_set.lines_of is not None
         whole = find_test_set(self.corpus, test_set.lines_of)
-        settings = {key: identity[key] for key in ("beam", "lenpen")}
-        row = self._translated(whole, **settings)
+        row = self._translated_row(
+            whole, beam=identity["beam"], lenpen=identity["lenpen"]
+        )
         if "nbest" not in row:
             raise UserError(
                 f"`{test_set.title}` needs all hypotheses of `{whole.title}`, which an "
                 f"earlier version did not keep: remove `{row['hypotheses']}` in "
-                f"`{self.store.folder}` to have it translated again."
+                f"`{self.store.folder}` to translate it again."
             )
         texts, nbest = self.store.read_nbest(row)
         speed = {key: row[key] for key in ("tokens", "seconds", "tokens_per_second")}
@@ -456,17 +416,17 @@ class _Evaluation:
         nbest: list[list[Hypothesis]],
         speed: Row,
     ) -> Row:
-        """Score, and then keep the translations: wrong ones leave no file."""
+        """Score, then write the translations, so that refused ones leave no file."""
         references = test_set.references
         hypotheses = [best for best, *_ in texts]
-        scores = asdict(self._score(test_set, hypotheses, references))
+        scores = self._score(test_set, hypotheses)
         errors = search_errors(
             [best for best, *_ in nbest],
-            test_set.pick(self._scored_references(test_set, identity)),
+            test_set.pick(self._score_references(test_set, identity)),
             lenpen=identity["lenpen"],
         )
         averaged = self.checkpoint.averaged
-        name = stem(identity)
+        name = _file_stem(identity)
         return {
             **identity,
             **({"averaged": list(averaged)} if averaged else {}),
@@ -480,55 +440,52 @@ class _Evaluation:
             **self.store.write_hypotheses(name, hypotheses),
         }
 
-    def _check(self, test_set: RunTestSet, hypotheses: list[str]) -> None:
-        """Refuse what was scored only because it was forced, or let more be empty."""
-        if not self.scoring.force:
-            check_comparable(
+    def _missing_scores(self, test_set: RunTestSet, row: Row) -> Row:
+        """Return required scores that the row lacks."""
+        scores: Row = {}
+        comet = self.scoring.comet
+        if "ter" not in row:  # of an earlier version
+            scores |= self._score(test_set, self.store.hypotheses(row))
+        if self.scoring.tokenized and "tokenised_bleu" not in row:
+            scores |= score_like_older_papers(
+                self.store.hypotheses(row), test_set.references, self.corpus.target_lang
+            )
+        if comet is not None and row.get("comet_model") != comet.model:
+            scores["comet"] = comet_score(
+                comet, test_set.sources, self.store.hypotheses(row), test_set.references
+            )
+            scores["comet_model"] = comet.model
+        return scores
+
+    def _score(self, test_set: RunTestSet, hypotheses: list[str]) -> Row:
+        return asdict(
+            score(
                 hypotheses,
                 test_set.references,
                 sources=test_set.sources,
                 max_empty=self.scoring.max_empty,
+                force=self.scoring.force,
             )
-
-    def _more_scores(self, test_set: RunTestSet, row: Row) -> Row:
-        """Return scores that are asked for and that the row lacks."""
-        more: Row = {}
-
-        def texts() -> tuple[list[str], list[str]]:
-            return self.store.hypotheses(row), test_set.references
-
-        if "ter" not in row:  # of an earlier version
-            more |= asdict(self._score(test_set, *texts()))
-        if self.scoring.tokenised and "tokenised_bleu" not in row:
-            more |= scores_of_older_papers(*texts(), self.corpus.target_lang)
-        comet = self.scoring.comet
-        if comet is not None and row.get("comet_model") != comet.model:
-            more["comet"] = comet_score(comet, test_set.sources, *texts())
-            more["comet_model"] = comet.model
-        return more
-
-    def _score(
-        self, test_set: RunTestSet, hypotheses: list[str], references: list[str]
-    ) -> Any:
-        return score(
-            hypotheses,
-            references,
-            sources=test_set.sources,
-            max_empty=self.scoring.max_empty,
-            force=self.scoring.force,
         )
 
-    def _part(self, identity: Row) -> SearchPart:
-        path = self.store.folder / f".{stem(identity)}.search.partial"
-        return SearchPart(path, {**identity, "max_tokens": self.max_tokens})
+    def _partial_search(self, identity: Row) -> PartialSearch:
+        path = self.store.folder / f".{_file_stem(identity)}.search.partial"
+        return PartialSearch(path, {**identity, "max_tokens": self.max_tokens})
 
-    def _scored_references(
-        self, test_set: RunTestSet, identity: Row
-    ) -> list[Reference]:
-        return scored_references(
-            self.translator,
-            self.checkpoint,
-            Subset(test_set.subset, test_set.text.pairs),
-            data_sha256=identity["data_sha256"],
-            folder=self.store.folder,
-        )
+    def _score_references(self, test_set: RunTestSet, identity: Row) -> list[Reference]:
+        """Return the model's scores of a subset's references, computed once.
+
+        They depend on neither beam nor lenpen: one pass serves all evaluations.
+        """
+        folder, digest = self.store.folder, self.checkpoint.sha256
+        name = f"{test_set.subset}.{Path(self.checkpoint.name).stem}.references"
+        path = folder / f"{name}.json"
+        inputs = {"checkpoint_sha256": digest, "data_sha256": identity["data_sha256"]}
+        known: Row = read_json(path) if path.is_file() else {}
+        if not inputs.items() <= known.items():
+            subset = Subset(test_set.subset, test_set.text.pairs)
+            found = self.translator.score_references(subset, log=folder / f"{name}.log")
+            rows = [[item.log_prob, item.tokens] for item in found]
+            known = {**inputs, "references": rows}
+            write_json(path, known)
+        return [Reference(*row) for row in known["references"]]

@@ -1,9 +1,9 @@
-"""The process that searches by fairseq: ``python -m ...search_worker SETUP``.
+"""The process that runs fairseq's search: ``python -m ...search_worker SETUP``.
 
-It loads one checkpoint and answers requests (see :mod:`utils.process`), each for a
-search or for the scores of the references of a subset, as ``fairseq-generate`` does in
-a process for each: by fairseq's own task, batches and generators. What it leaves out is
-printing, which is a good part of the time of ``fairseq-generate`` with a small model.
+It loads one checkpoint and answers requests (see :mod:`utils.process`). Each request is
+for a search or for the scores of the references of a subset. Like ``fairseq-generate``
+it uses fairseq's own task, batches and generators, but it prints nothing: printing
+takes much of the time of ``fairseq-generate`` with a small model.
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ class Model:
         model.prepare_for_inference_(self._cfg)
 
     def answer(self, request: Record) -> Iterator[Record]:
-        """Search for, or score, the batches of a subset that are not done yet.
+        """Translate, or score, the unfinished batches of a subset.
 
         Args:
-            request: ``subset``; ``done``, a sentence of each batch to leave out; and
+            request: ``subset``; ``done``, a sentence of each batch to skip; and
                 for a search ``beam`` and ``lenpen``.
 
         Yields:
-            for each batch its ``sentences``, which are pairs of a number and what
-            :meth:`_searched` or :meth:`_scored` says; the length of its best hypotheses
-            in ``tokens``; and the ``seconds`` that it took.
+            for each batch its ``sentences``, pairs of a number and the result of
+            :meth:`_describe_hypotheses` or :meth:`_describe_reference`; the length of
+            its best hypotheses in ``tokens``; and its time in ``seconds``.
         """
         generator, is_search = self._generator(request), "beam" in request
         done = set(request["done"])
@@ -80,9 +80,9 @@ class Model:
             seconds = time.perf_counter() - started
             rows = [
                 (
-                    self._searched(ranked[: request["beam"]], generator)
+                    self._describe_hypotheses(ranked[: request["beam"]], generator)
                     if is_search
-                    else self._scored(ranked[0])
+                    else self._describe_reference(ranked[0])
                 )
                 for ranked in found
             ]
@@ -97,9 +97,9 @@ class Model:
             options.beam, options.lenpen = request["beam"], request["lenpen"]
         else:
             options.score_reference = True
-        # Of convolutional models, which fairseq-generate tells of its one beam. Nothing
-        # else must hear of it: a Transformer's attention would round differently, and
-        # take the references for K hypotheses of each source.
+        # Convolutional models need the beam size. Other modules must not get it: the
+        # attention of a Transformer would round differently, and would take references
+        # for K hypotheses of each source.
         for module in self._models[0].modules():
             if isinstance(module, BeamableMM):
                 module.set_beam_size(request.get("beam", 1))
@@ -122,20 +122,22 @@ class Model:
         for sample in batches.next_epoch_itr(shuffle=False):
             yield utils.move_to_cuda(sample) if self._on_gpu else sample
 
-    def _searched(self, ranked: list[Any], generator: Any) -> list[tuple[float, str]]:
+    def _describe_hypotheses(
+        self, ranked: list[Any], generator: Any
+    ) -> list[tuple[float, str]]:
         """Return score and pieces of each hypothesis."""
         string = self._task.target_dictionary.string
         ignored = generator.symbols_to_strip_from_output
         return [
             (
                 _natural(hypothesis["score"]),
-                # Of a list it makes the same text in a tenth of the time.
+                # With a list this takes a tenth of the time.
                 string(hypothesis["tokens"].tolist(), extra_symbols_to_ignore=ignored),
             )
             for hypothesis in ranked
         ]
 
-    def _scored(self, reference: Any) -> tuple[float, int]:
+    def _describe_reference(self, reference: Any) -> tuple[float, int]:
         """Return log-probability and length of a reference."""
         tokens = len(reference["positional_scores"])
         # The score is the mean over the tokens.
@@ -143,7 +145,7 @@ class Model:
 
 
 def _natural(score: Any) -> float:
-    """Return a score by way of base 2, rounded as ``fairseq-generate`` prints it."""
+    """Return a score rounded like the binary logarithm of ``fairseq-generate``."""
     return float(score / math.log(2)) * math.log(2)
 
 

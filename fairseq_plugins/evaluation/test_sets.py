@@ -1,10 +1,8 @@
-"""Test sets by name, so that no score is taken for one on another set.
+"""Published test sets by name, and the test set on which a run is evaluated.
 
-``newstest2014`` has 3,003 English-German sentences, ``newstest2014/2737`` is the part
-of it that sacrebleu calls ``wmt14``: both have been called "newstest2014" in papers.
-What is known about each stands in ``data/test_sets.yaml``.
-
-The test set that a run is evaluated on: a subset of its corpus, or lines of one.
+``newstest2014`` has 3,003 English-German sentences, and ``newstest2014/2737`` is the
+part of it that sacrebleu calls ``wmt14``. Papers use "newstest2014" for both.
+``data/test_sets.yaml`` lists the published sets.
 """
 
 from __future__ import annotations
@@ -29,7 +27,6 @@ __all__ = [
     "identify",
     "known_sets",
     "published_name",
-    "read_references",
     "select",
     "selection",
 ]
@@ -42,14 +39,14 @@ class TestSet:
     """A published test set.
 
     Attributes:
-        name: as papers call it, and unambiguous.
-        sentences: how many it has.
-        sha256: of the raw text, by language.
-        lines_of: the set that this is a part of.
-        lines: ranges of its line numbers from 0, both ends included, in order.
+        name: as in papers, but unambiguous.
+        sentences: the number of its sentences.
+        sha256: digest of the raw text, by language.
+        lines_of: the set of which this is a part.
+        lines: ranges of line numbers in that set, from 0 and inclusive, in order.
     """
 
-    __test__ = False  # for pytest, which takes it for a test by its name
+    __test__ = False  # pytest would collect it because of its name
 
     name: str
     sentences: int
@@ -58,7 +55,7 @@ class TestSet:
     lines: str | None = None
 
     def numbers(self) -> list[int]:
-        """Return the numbers from 0 of this set's lines in the set it is a part of."""
+        """Return the line numbers, from 0, in the set of which this is a part."""
         numbers: list[int] = []
         for span in (self.lines or "").split(","):
             first, _, last = span.strip().partition("-")
@@ -68,13 +65,13 @@ class TestSet:
 
 @functools.cache
 def known_sets() -> tuple[TestSet, ...]:
-    """Return all sets; one name may stand for a set of each of several pairs."""
+    """Return all sets; sets of different language pairs may have the same name."""
     entries = yaml.safe_load(data_path("test_sets.yaml").read_text(encoding="utf-8"))
     return tuple(TestSet(**entry) for entry in entries)
 
 
 def identify(lines: Sequence[str]) -> TestSet | None:
-    """Return the set that has this very text on one of its sides."""
+    """Return the set that has exactly this text on one side."""
     text = "".join(line + "\n" for line in lines).encode()
     digest = hashlib.sha256(text).hexdigest()
     for test_set in known_sets():
@@ -84,10 +81,10 @@ def identify(lines: Sequence[str]) -> TestSet | None:
 
 
 def check_size(name: str, languages: tuple[str, str], sentences: int) -> None:
-    """Refuse a text that bears the name of a known set without being as long.
+    """Refuse a text with the name of a known set but another number of sentences.
 
     Raises:
-        UserError: tells how long the set is, and which set has this length.
+        UserError: the message names a known set of this size, if there is one.
     """
     for test_set in known_sets():
         if test_set.name != name or not set(languages) <= test_set.sha256.keys():
@@ -103,7 +100,7 @@ def selection(name: str, languages: tuple[str, str] | None = None) -> TestSet:
     """Return a set that consists of lines of another one.
 
     Raises:
-        UserError: there is none of this name, or none for these languages.
+        UserError: no such set has this name and these languages.
     """
     parts = [test_set for test_set in known_sets() if test_set.lines is not None]
     for test_set in parts:
@@ -114,11 +111,11 @@ def selection(name: str, languages: tuple[str, str] | None = None) -> TestSet:
 
 
 def select(name: str, lines: Sequence[str]) -> list[str]:
-    """Return the lines of a known set out of a text of it, or of what it is a part of.
+    """Return the lines of a known set.
 
     Args:
         name: such as ``newstest2014`` or ``newstest2014/2737``.
-        lines: of the former for the former; of either for the latter.
+        lines: text of the set, or of the whole set if the named one is a part.
 
     Raises:
         UserError: no set has this name, or the text has another number of lines.
@@ -142,7 +139,7 @@ def _unknown(name: str, names: Sequence[str]) -> UserError:
     names = list(dict.fromkeys(names))
     listed = ", ".join(f"`{other}`" for other in names)
     return UserError(
-        f"`{name}` is no known test set.{did_you_mean(name, names)} Known: {listed}."
+        f"`{name}` is not a known test set.{did_you_mean(name, names)} Known: {listed}."
     )
 
 
@@ -152,7 +149,7 @@ def _of_size(sentences: int, languages: tuple[str, str]) -> str:
         for test_set in known_sets()
         if test_set.sentences == sentences and set(languages) <= test_set.sha256.keys()
     ]
-    return f" So many has `{'`, `'.join(names)}`." if names else ""
+    return f" This is the size of `{'`, `'.join(names)}`." if names else ""
 
 
 T = TypeVar("T")
@@ -163,11 +160,11 @@ class RunTestSet:
     """A test set of a prepared corpus.
 
     Attributes:
-        subset: fairseq's name of the sentences that are translated.
-        title: what it is called.
+        subset: fairseq's name of the translated sentences.
+        title: name of the test set.
         text: raw text of the subset.
-        numbers: lines of the subset, from 0, that the test set is made of; all of them
-            if ``None``.
+        numbers: lines of the subset, from 0, that make up the test set; ``None`` for
+            all of them.
         lines_of: title of the subset if the test set is a part of it.
     """
 
@@ -178,12 +175,12 @@ class RunTestSet:
     lines_of: str | None = None
 
     def pick(self, lines: Sequence[T]) -> list[T]:
-        """Return what belongs to the test set out of one thing for each sentence."""
+        """Return the test set's items of a sequence with one item per sentence."""
         if self.numbers is None:
             return list(lines)
         return [lines[number] for number in self.numbers]
 
-    # Each is read once, however many beams are scored against it.
+    # Each is read once for all beams.
 
     @functools.cached_property
     def references(self) -> list[str]:
@@ -205,12 +202,12 @@ def find_test_set(corpus: PreparedCorpus, name: str) -> RunTestSet:
     """Find a test set by fairseq's name, by its title, or as a part of another.
 
     Args:
-        corpus: what the run was trained on.
+        corpus: the corpus of the run.
         name: such as ``test``, ``newstest2014`` or, if the corpus has that one,
             ``newstest2014/2737``.
 
     Raises:
-        UserError: there is none of this name, or its text has not the right length.
+        UserError: no test set has this name, or its text has the wrong length.
     """
     languages = (corpus.source_lang, corpus.target_lang)
     titles = {subset.title for subset in corpus.subsets.values()}
@@ -225,20 +222,15 @@ def find_test_set(corpus: PreparedCorpus, name: str) -> RunTestSet:
     return RunTestSet(key, text.title, text)
 
 
-def read_references(corpus: PreparedCorpus, title: str) -> list[str]:
-    """Return the references that a row of ``scores.json`` was scored against."""
-    return find_test_set(corpus, title).references
-
-
 def published_name(title: str, references: Sequence[str]) -> str | None:
-    """Return the published set that has these references; ``None`` if none has."""
+    """Return the name of the published set with these references, or ``None``."""
     known = identify(references)
     if known is not None:
         return known.name
     if any(test_set.name == title for test_set in known_sets()):
         logger.warning(
-            "`%s` is not, byte for byte, the published text of this name: its scores "
-            "may differ a little from those of others.",
+            "`%s` differs from the published text of this name: its scores may differ "
+            "slightly from published ones.",
             title,
         )
     return None

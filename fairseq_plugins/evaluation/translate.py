@@ -1,11 +1,4 @@
-"""What a search finds, and what a model thinks of references, in corpus order.
-
-The finished batches of a search, kept until its scores are.
-
-Translate binarised subsets, and score their references, by fairseq's own search.
-
-Text out of the pieces that a model translates into.
-"""
+"""Translate prepared subsets, and score their references, with fairseq's own search."""
 
 from __future__ import annotations
 
@@ -26,30 +19,44 @@ from fairseq_plugins.utils.process import Outcome, Worker
 
 __all__ = [
     "Hypothesis",
+    "PartialSearch",
     "Reference",
-    "SearchPart",
     "Subset",
     "Translations",
     "Translator",
-    "detokeniser",
-    "in_order",
+    "make_detokenizer",
+    "sort_by_sentence",
 ]
 
 logger = logging.getLogger(__name__)
 
 _MAX_LISTED = 5
+_SECONDS_BETWEEN_REPORTS = 5.0
+_KILLED = 137
 
+# The worker must import this package, whatever its working directory is.
+_WORKER = """\
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+from fairseq_plugins.evaluation.search_worker import main
+main()
+"""
+_TOO_LONG = re.compile(
+    r"Size of sample #(\d+) is invalid \(=(.+?)\) since max_positions=(.+?), skip"
+)
+
+Batch = dict[str, Any]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One way to translate a sentence.
+    """A translation of a sentence.
 
     Attributes:
-        score: natural logarithm of its probability, divided by its length (with end
-            mark) to the power of lenpen.
-        pieces: subwords with spaces between them.
+        score: log-probability in nats, divided by its length (with end-of-sentence
+            token) to the power of lenpen.
+        pieces: subwords separated by spaces.
     """
 
     score: float
@@ -58,56 +65,57 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the model thinks of a reference.
+    """The model's score of a reference.
 
     Attributes:
-        log_prob: natural logarithm of its probability.
-        tokens: its length in subwords, with end mark.
+        log_prob: its log-probability in nats.
+        tokens: its length in subwords, with end-of-sentence token.
     """
 
     log_prob: float
     tokens: int
 
 
-def in_order(found: Iterable[tuple[int, T]], *, subset: str, sentences: int) -> list[T]:
-    """Return what was found for each sentence, in corpus order.
+def sort_by_sentence(
+    found: Iterable[tuple[int, T]], *, subset: str, sentences: int
+) -> list[T]:
+    """Return the results of the sentences in corpus order.
 
     Args:
-        found: with numbers from 0, in any order.
+        found: pairs of sentence number, from 0, and result, in any order.
         subset: for messages.
-        sentences: how many there must be.
+        sentences: the number of sentences of the raw text.
 
     Raises:
-        UserError: nothing was found for some, or there are more than there should be.
+        UserError: results are missing, or there are more of them than sentences.
     """
     by_number = dict(found)
     missing = [n + 1 for n in range(sentences) if n not in by_number]
     if missing:
         listed = ", ".join(map(str, missing[:_MAX_LISTED]))
         raise UserError(
-            f"fairseq gave nothing for {len(missing):,} of the {sentences:,} sentences "
-            f"of `{subset}`: {listed}{', ...' if len(missing) > _MAX_LISTED else ''}. "
-            "The binarised data and the raw text do not belong together: prepare the "
-            "corpus anew."
+            f"fairseq returned nothing for {len(missing):,} of the {sentences:,} "
+            f"sentences of `{subset}`: {listed}"
+            f"{', ...' if len(missing) > _MAX_LISTED else ''}. The binarized data and "
+            "the raw text do not match: prepare the corpus again."
         )
     if len(by_number) > sentences:
         raise UserError(
-            f"`{subset}` has {len(by_number):,} binarised but {sentences:,} raw "
-            "sentences: prepare the corpus anew."
+            f"`{subset}` has {len(by_number):,} binarized but {sentences:,} raw "
+            "sentences: prepare the corpus again."
         )
     return [by_number[number] for number in range(sentences)]
 
 
-Batch = dict[str, Any]
+class PartialSearch:
+    """The finished batches of a search, kept in a file until they are scored.
 
-
-class SearchPart:
-    """A file of lines of JSON: what is searched, and then the batches that are done.
+    The first line of the file is ``identity``, each other line a batch, as JSON.
 
     Args:
-        path: the file, which need not be there.
-        identity: all that the batches depend on. The file of anything else is of no
-            use, and is removed.
+        path: the file, which may not exist yet.
+        identity: everything the batches depend on. A file with another identity is
+            removed.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -115,7 +123,7 @@ class SearchPart:
         self._head = json.dumps(identity, sort_keys=True).encode()
 
     def read(self) -> list[Batch]:
-        """Return the batches that are done; a line that a kill cut short is none."""
+        """Return the finished batches, without a line that a kill cut short."""
         content = self._path.read_bytes() if self._path.is_file() else b""
         end = content.rfind(b"\n") + 1
         head, *lines = content[:end].splitlines() or [b""]
@@ -127,7 +135,7 @@ class SearchPart:
             self.remove()
             return []
         os.truncate(self._path, end)
-        # Of two processes at one time both may have done a batch.
+        # Two processes at the same time may both have finished a batch.
         return list({batch["sentences"][0][0]: batch for batch in batches}.values())
 
     def add(self, batch: Batch) -> None:
@@ -142,28 +150,13 @@ class SearchPart:
         self._path.unlink(missing_ok=True)
 
 
-_SECONDS_BETWEEN_REPORTS = 5.0
-_KILLED = 137
-
-# It must find this very package, wherever it is started.
-_WORKER = """\
-import sys
-sys.path.insert(0, sys.argv.pop(1))
-from fairseq_plugins.evaluation.search_worker import main
-main()
-"""
-_TOO_LONG = re.compile(
-    r"Size of sample #(\d+) is invalid \(=(.+?)\) since max_positions=(.+?), skip"
-)
-
-
 @dataclass(frozen=True)
 class Subset:
-    """What is to be translated.
+    """A part of a prepared corpus.
 
     Attributes:
-        name: fairseq's, such as ``test``.
-        sentences: how many its raw text has.
+        name: fairseq's name, such as ``test``.
+        sentences: the number of sentences of its raw text.
     """
 
     name: str
@@ -172,13 +165,13 @@ class Subset:
 
 @dataclass(frozen=True)
 class Translations:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        nbest: for each sentence in corpus order all hypotheses of the beam that ended,
+        nbest: for each sentence in corpus order all finished hypotheses of the beam,
             best first.
-        tokens: length of the best hypotheses with their end marks.
-        seconds: time of the search alone, without loading the model.
+        tokens: length of the best hypotheses with their end-of-sentence tokens.
+        seconds: time of the search, without loading the model.
     """
 
     nbest: list[list[Hypothesis]]
@@ -193,11 +186,11 @@ class Translations:
 class Translator:
     """A checkpoint on a corpus; a context manager.
 
-    One process loads them, once, at the first search or scoring of references.
+    One process loads both at the first request and answers all of them.
 
     Args:
         checkpoint: a model trained by fairseq.
-        data: binarised folder.
+        data: folder of the binarized data.
         languages: source and target.
         max_tokens: size of a batch, in tokens.
     """
@@ -229,20 +222,26 @@ class Translator:
         self._worker.__exit__(*error)
 
     def translate(
-        self, subset: Subset, *, beam: int, lenpen: float, log: Path, part: SearchPart
+        self,
+        subset: Subset,
+        *,
+        beam: int,
+        lenpen: float,
+        log: Path,
+        part: PartialSearch,
     ) -> Translations:
-        """Translate every sentence of a subset, none of them skipped.
+        """Translate every sentence of a subset; none is skipped.
 
         Args:
             subset: the sentences.
             beam: hypotheses kept at each step, 1 is greedy search.
-            lenpen: exponent of the length that scores are divided by.
-            log: receives what fairseq prints.
-            part: what was found before an interruption; it gets what is found now, as
-                soon as it is. That of a finished search needs no process.
+            lenpen: exponent of the length by which scores are divided.
+            log: file for fairseq's output.
+            part: batches that were finished before an interruption; new batches are
+                added at once.
 
         Raises:
-            UserError: fairseq fails, or does not give hypotheses for every sentence.
+            UserError: fairseq fails, or returns no hypotheses for a sentence.
         """
         title = f"{subset.name}, beam {beam}"
         batches = part.read()
@@ -261,7 +260,7 @@ class Translator:
             progress = _Progress(title, subset.sentences, known)
             self._ask(subset, request, log, progress, keep)
         return Translations(
-            nbest=in_order(
+            nbest=sort_by_sentence(
                 (
                     (number, [Hypothesis(*each) for each in ranked])
                     for batch in batches
@@ -275,10 +274,10 @@ class Translator:
         )
 
     def score_references(self, subset: Subset, *, log: Path) -> list[Reference]:
-        """Return the model's log-probability of every reference, by teacher forcing.
+        """Return the model's log-probability of every reference (teacher forcing).
 
         Raises:
-            UserError: as :meth:`translate`.
+            UserError: as in :meth:`translate`.
         """
         found: list[tuple[int, Reference]] = []
 
@@ -287,7 +286,7 @@ class Translator:
 
         progress = _Progress(f"{subset.name}, references", subset.sentences)
         self._ask(subset, {"done": []}, log, progress, keep)
-        return in_order(found, subset=subset.name, sentences=subset.sentences)
+        return sort_by_sentence(found, subset=subset.name, sentences=subset.sentences)
 
     def _ask(
         self,
@@ -309,7 +308,7 @@ class Translator:
 
 
 class _Progress:
-    """Report progress every few seconds."""
+    """Logs progress every few seconds."""
 
     def __init__(self, title: str, sentences: int, done: int = 0) -> None:
         self._title, self._total, self._done = title, f"{sentences:,}", done
@@ -332,34 +331,34 @@ def _why_failed(outcome: Outcome, subset: str, log: Path) -> str:
         return (
             f"sentence {int(match[1]) + 1:,} of `{subset}` must fit the model, but it "
             f"and its reference have {match[2]} tokens and the model takes {match[3]}. "
-            "Train with greater `max_source_positions` and `max_target_positions`."
+            "Train with larger `max_source_positions` and `max_target_positions`."
         )
     killed = (
-        " It was killed, perhaps for want of memory: a smaller `--max-tokens` needs "
-        "less."
+        " It was killed, perhaps because memory ran out: a smaller `--max-tokens` "
+        "needs less."
         if outcome.status == _KILLED
         else ""
     )
     return (
-        f"the process of fairseq ended with status {outcome.status}.{killed} What it "
-        f"had found is kept, and the same command goes on from there. All of its "
-        f"output is in {log}; its last lines:\n{end}"
+        f"the fairseq process ended with status {outcome.status}.{killed} Finished "
+        f"batches are kept, and the same command resumes the search. Its output is in "
+        f"{log}. The last lines:\n{end}"
     )
 
 
-def detokeniser(corpus: PreparedCorpus) -> Callable[[str], str]:
-    """Return what makes one line of text of pieces with spaces between them.
+def make_detokenizer(corpus: PreparedCorpus) -> Callable[[str], str]:
+    """Return a function from pieces separated by spaces to one line of text.
 
     Raises:
-        UserError: subword-nmt made the pieces, after Moses' tokeniser.
+        UserError: the pieces are subword-nmt's, after Moses' tokenizer.
     """
     from sentencepiece import SentencePieceProcessor
 
     model = SentencePieceProcessor(model_file=str(corpus.spm_model))
 
-    def detokenised(pieces: str) -> str:
-        # A model with pieces for single bytes can make line feeds.
+    def detokenize(pieces: str) -> str:
+        # Byte pieces can decode to line feeds.
         text: str = model.decode(pieces.split(" "))
         return text.replace("\n", " ").replace("\t", " ")
 
-    return detokenised
+    return detokenize

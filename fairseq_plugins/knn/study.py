@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, Sequence
 import numpy
 import torch
 
-from fairseq_plugins.evaluation.table import format_table
 from fairseq_plugins.knn.data import NUM_CLASSES, Split
 from fairseq_plugins.knn.training import METHODS, Settings, embed, train
 from fairseq_plugins.operators import knn_predict
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import read_json, write_atomically, write_json
+from fairseq_plugins.utils.tables import format_table
 
 __all__ = [
     "Interval",

@@ -16,7 +16,7 @@ from fairseq_plugins.compat.checkpoints import read_checkpoint
 from fairseq_plugins.corpus.manifest import PreparedCorpus
 from fairseq_plugins.evaluation.metrics import score
 from fairseq_plugins.evaluation.significance import paired_test
-from fairseq_plugins.evaluation.translate import detokeniser
+from fairseq_plugins.evaluation.translate import make_detokenizer
 from fairseq_plugins.knn_mt.datastore import (
     Datastore,
     LoadedModel,
@@ -197,7 +197,7 @@ class Experiment:
             kept = read_json(row_path)
             if row.items() <= kept.items():
                 return kept, read_lines(text_path)
-        detokenize = detokeniser(self._corpus)  # before the search, as it may fail
+        detokenize = make_detokenizer(self._corpus)  # before the search, as it may fail
         neighbors = None
         if system != "alone":
             neighbors = self._get_datastore(), self._get_gate(system)

@@ -11,9 +11,9 @@ from typing import Any, Callable, Sequence
 from sacrebleu.metrics import BLEU
 
 from fairseq_plugins.evaluation.compare import mean_row
-from fairseq_plugins.evaluation.metrics import corpus_bleu
+from fairseq_plugins.evaluation.metrics import SystemOutputs, corpus_bleu
 from fairseq_plugins.evaluation.report.runs import Evaluated, ReportRun, Row
-from fairseq_plugins.evaluation.significance import Trainings, pooled_test
+from fairseq_plugins.evaluation.significance import pooled_test
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import read_json, write_json
 
@@ -202,7 +202,7 @@ class StatisticsCache:
         def compute() -> dict[str, Any]:
             logger.info("%s, beam %d: significance", run.name, system[0].row["beam"])
             one, other = (
-                Trainings([each.hypotheses for each in evaluations], references)
+                SystemOutputs([each.hypotheses for each in evaluations], references)
                 for evaluations in (control, system)
             )
             found = pooled_test(one, other)

@@ -1,4 +1,4 @@
-"""What fairseq finds becomes one answer per sentence, in order, or a clear error."""
+"""A search gives one result per sentence, in corpus order, or a clear error."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import pytest
 from fairseq_plugins.evaluation import translate
 from fairseq_plugins.evaluation.translate import (
     Hypothesis,
+    PartialSearch,
     Reference,
-    SearchPart,
     Subset,
     Translations,
     Translator,
-    in_order,
+    sort_by_sentence,
 )
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.process import Worker
@@ -38,7 +38,7 @@ BATCHES = [
     },
     {"sentences": [[1, [[-0.25, ""]]]], "tokens": 3, "seconds": 0.5},
 ]
-# Answers every request by these batches but those that are done, and then ends so.
+# Answers a request with the batches that are not done, then runs the ending.
 WORKER = """
 import json, os, sys
 from fairseq_plugins.utils.process import answer_requests
@@ -53,22 +53,22 @@ answer_requests(answer)
 """
 
 
-def test_what_is_found_comes_in_corpus_order() -> None:
+def test_results_are_in_corpus_order() -> None:
     found = [(2, "c"), (0, "a"), (1, "b")]
-    assert in_order(found, subset="test", sentences=3) == ["a", "b", "c"]
+    assert sort_by_sentence(found, subset="test", sentences=3) == ["a", "b", "c"]
 
 
 def test_a_missing_sentence_is_named() -> None:
     found = [(n, "") for n in range(3)]
     with pytest.raises(UserError, match="nothing for 2 of the 5 .*: 4, 5. "):
-        in_order(found, subset="test", sentences=5)
+        sort_by_sentence(found, subset="test", sentences=5)
     with pytest.raises(UserError, match="97 of the 100 .*: 4, 5, 6, 7, 8, .... The"):
-        in_order(found, subset="test", sentences=100)
+        sort_by_sentence(found, subset="test", sentences=100)
 
 
 def test_more_sentences_than_references_are_refused() -> None:
-    with pytest.raises(UserError, match="3 binarised but 2 raw sentences"):
-        in_order([(n, "") for n in range(3)], subset="test", sentences=2)
+    with pytest.raises(UserError, match="3 binarized but 2 raw sentences"):
+        sort_by_sentence([(n, "") for n in range(3)], subset="test", sentences=2)
 
 
 class Fake:
@@ -84,10 +84,10 @@ class Fake:
         self.translator._worker.__exit__(None, None, None)
         self.translator._worker = Worker(command)
 
-    def part(self, **identity: Any) -> SearchPart:
-        return SearchPart(self.part_path, {"beam": 5, **identity})
+    def part(self, **identity: Any) -> PartialSearch:
+        return PartialSearch(self.part_path, {"beam": 5, **identity})
 
-    def translate(self, part: SearchPart | None = None) -> Translations:
+    def translate(self, part: PartialSearch | None = None) -> Translations:
         return self.translator.translate(
             SUBSET, beam=5, lenpen=-0.5, log=self.log, part=part or self.part()
         )
@@ -131,13 +131,13 @@ def test_references_need_only_their_own_request(fake: Any) -> None:
     assert fake.asked() == {"subset": "test", "done": []}
 
 
-def test_a_search_that_ended_early_goes_on_with_the_batches_that_it_lacks(
+def test_a_killed_search_resumes_with_the_missing_batches(
     fake: Any,
 ) -> None:
     whole = fake.translate(fake.part(beam=0))
     fake.part().remove()
     fake.install(BATCHES[:1], "os.kill(os.getpid(), 9)")
-    with pytest.raises(UserError, match="status 137. It was killed, .* is kept"):
+    with pytest.raises(UserError, match="status 137. It was killed, .* are kept"):
         fake.translate()
     # The kill cut the last line short.
     with open(fake.part_path, "ab") as stream:
@@ -145,12 +145,12 @@ def test_a_search_that_ended_early_goes_on_with_the_batches_that_it_lacks(
     fake.install()
     assert fake.translate() == whole
     assert fake.asked()["done"] == [2]
-    # All of it is there now: nothing is started for it.
+    # A finished search starts no process.
     fake.install([], "sys.exit(1)")
     assert fake.translate() == whole
 
 
-def test_what_another_search_found_is_of_no_use(fake: Any) -> None:
+def test_batches_of_another_search_are_not_used(fake: Any) -> None:
     fake.translate()
     fake.translate(fake.part(lenpen=0.6))
     assert fake.asked()["done"] == []

@@ -1,4 +1,4 @@
-"""What was evaluated is remembered for as long as it is still true."""
+"""Scores of a run are kept and reused until their inputs change."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_second_call_does_nothing(run: Path, calls: list[dict[str, Any]]) -> N
         "corpus/bin/test.xx-yy.xx.bin",
     ],
 )
-def test_whatever_a_score_comes_from_is_noticed_when_it_changes(
+def test_a_changed_input_of_a_score_is_noticed(
     run: Path, calls: list[dict[str, Any]], changed: str
 ) -> None:
     evaluate_run(run, beams=[1])
@@ -146,7 +146,7 @@ def test_whatever_a_score_comes_from_is_noticed_when_it_changes(
     assert len(stored(run)) == 1
 
 
-def test_other_settings_have_rows_and_files_of_their_own(
+def test_each_setting_has_separate_rows_and_files(
     run: Path, calls: list[dict[str, Any]]
 ) -> None:
     elsewhere = run.parent / "checkpoint_best.pt"
@@ -177,7 +177,7 @@ def test_other_settings_have_rows_and_files_of_their_own(
         ({"checkpoint": "avg"}, "`avg`; it has checkpoint_best.pt, checkpoint_last.pt"),
     ],
 )
-def test_what_is_not_there_is_named(
+def test_a_missing_subset_or_checkpoint_is_named(
     run: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as error:
@@ -211,11 +211,11 @@ def test_several_checkpoints_are_averaged_once(
     # In another order it is the same mean.
     assert evaluate_run(run, beams=[2], checkpoint=["last", "best"]) == [row]
     assert len(calls) == 1
-    with pytest.raises(UserError, match="must be different ones"):
+    with pytest.raises(UserError, match="must be different"):
         evaluate_run(run, beams=[2], checkpoint=["best", "checkpoint_best.pt"])
 
 
-def test_a_row_of_an_earlier_version_gets_what_it_lacks_without_a_search(
+def test_a_row_of_an_earlier_version_is_completed_without_a_search(
     run: Path, calls: list[dict[str, Any]]
 ) -> None:
     (row,) = evaluate_run(run, beams=[2])
@@ -229,7 +229,7 @@ def test_a_row_of_an_earlier_version_gets_what_it_lacks_without_a_search(
     assert stored(run) == [again]
 
 
-def test_a_part_of_a_test_set_is_scored_by_the_same_translations(
+def test_a_part_of_a_test_set_is_scored_with_the_translations_of_the_whole(
     run: Path, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = TestSet("first_set", 3, {"xx": "0", "yy": "1"})
@@ -240,17 +240,19 @@ def test_a_part_of_a_test_set_is_scored_by_the_same_translations(
     assert row["lines_of"] == "first_set"
     hypotheses = read_lines(run / "eval" / row["hypotheses"])
     assert hypotheses == [TEXT[2], TEXT[0]]
-    assert row["search_errors"] == 1 / 2  # of the three sentences the last two
+    assert row["search_errors"] == 1 / 2  # of the last two sentences
     whole, same = sorted(stored(run), key=lambda row: -row["sentences"])
     assert (whole["title"], same) == ("first_set", row)
     assert whole["reference_sha256"] != row["reference_sha256"]
     evaluate_run(run, beams=[2], subset="test")
     assert len(calls) == 1
-    with pytest.raises(UserError, match="`first_set/3` is no known test set. Did you"):
+    with pytest.raises(
+        UserError, match="`first_set/3` is not a known test set. Did you"
+    ):
         evaluate_run(run, subset="first_set/3")
 
 
-def test_a_score_that_fails_does_not_cost_the_search(
+def test_a_search_is_kept_if_a_score_fails(
     run: Path, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*texts: Any) -> float:
@@ -267,7 +269,7 @@ def test_a_score_that_fails_does_not_cost_the_search(
     assert len(calls) == 1 and row["comet"] == 0.5 and stored(run) == [row]
 
 
-def test_a_row_that_another_process_adds_meanwhile_is_kept(tmp_path: Path) -> None:
+def test_a_row_that_another_process_adds_is_kept(tmp_path: Path) -> None:
     row = {"subset": "test", "title": "", "checkpoint": "a", "lenpen": 1.0, "beam": 1}
     ours, theirs = ScoreStore(tmp_path), ScoreStore(tmp_path)
     assert ours.find(row) is None and theirs.find(row) is None
@@ -278,7 +280,7 @@ def test_a_row_that_another_process_adds_meanwhile_is_kept(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("max_empty", [0.1, 0.5])
-def test_empty_references_are_refused_by_the_share_that_is_given(
+def test_the_allowed_fraction_of_empty_references_can_be_set(
     run: Path, calls: list[dict[str, Any]], max_empty: float
 ) -> None:
     (run.parent / "corpus" / "test.yy").write_text("two men walk\n\nthe red house\n")
@@ -292,24 +294,24 @@ def test_empty_references_are_refused_by_the_share_that_is_given(
     assert not calls
 
 
-def test_scores_that_were_forced_say_so_and_are_refused_later_without(
+def test_forced_scores_are_marked_and_refused_later_without_force(
     run: Path, calls: list[dict[str, Any]]
 ) -> None:
     lines = ["two men walk .", "a dog , fast", "the red house ."]
     (run.parent / "corpus" / "test.yy").write_text("\n".join(lines) + "\n")
     (row,) = evaluate_run(run, beams=[1], scoring=Scoring(force=True))
-    assert not row["forced"]  # three lines are too few to be called tokenised
+    assert not row["forced"]  # three lines are too few to be called tokenized
     marked = ["two men@@ walk", *lines[1:]]
     (run.parent / "corpus" / "test.yy").write_text("\n".join(marked) + "\n")
     (row,) = evaluate_run(run, beams=[1], scoring=Scoring(force=True))
     assert row["forced"] and stored(run) == [row]
-    for beams in ([1], [2]):  # known, and to be searched first
+    for beams in ([1], [2]):  # with a known row, and before a search
         with pytest.raises(UserError, match="reference 1 must be plain text"):
             evaluate_run(run, beams=beams)
     assert [call["beam"] for call in calls] == [1, 1]
 
 
-def test_pieces_that_cannot_be_text_again_are_refused_before_the_search(
+def test_pieces_that_cannot_be_detokenized_are_refused_before_the_search(
     run: Path, calls: list[dict[str, Any]]
 ) -> None:
     path = run.parent / "corpus" / "manifest.json"
@@ -321,7 +323,7 @@ def test_pieces_that_cannot_be_text_again_are_refused_before_the_search(
     assert not calls
 
 
-def test_a_beam_and_a_test_set_are_scored_once_however_often_they_are_named(
+def test_duplicate_beams_and_test_sets_are_scored_once(
     run: Path, calls: list[dict[str, Any]]
 ) -> None:
     rows = evaluate_run(run, beams=[2, 1, 2], subset=["test", "first_set"])
@@ -334,5 +336,7 @@ def test_a_known_name_with_another_number_of_sentences_is_refused(
     sets = [TestSet(name, n, {"xx": "", "yy": ""}) for name, n in
             (("first_set", 4), ("first_set/3", 3))]  # fmt: skip
     monkeypatch.setattr(test_sets, "known_sets", lambda: tuple(sets))
-    with pytest.raises(UserError, match="has 4 sentences, but .* has 3. So many has"):
+    with pytest.raises(
+        UserError, match="has 4 sentences, but .* has 3. This is the size of"
+    ):
         evaluate_run(run)
