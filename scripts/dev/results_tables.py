@@ -509,6 +509,7 @@ def _markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
+    ("README.md", "gains"): beam_gains,
     ("docs/results.md", "gains"): beam_gains,
     ("docs/results.md", "gains-by-test"): beam_gains_by_test,
     ("docs/results.md", "systems"): beam_systems,
