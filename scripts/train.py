@@ -9,7 +9,7 @@ option of fairseq-train. A second call resumes from the last checkpoint, or does
 if training is complete.
 
 It trains on all GPUs of this machine. `torchrun ... scripts/train.py CONFIG.yaml` works
-as well, also on several machines: see docs/wmt.md.
+as well, also on several machines: see docs/distributed.md.
 """
 
 from __future__ import annotations

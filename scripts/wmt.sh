@@ -1,6 +1,6 @@
 # Read by wmt14_en_fr.sh, wmt14_en_de.sh and wmt16_en_de.sh, which set `task`, `title`,
-# `models`, `default_model`, `stages`, `published` and the function `recipe_of MODEL`. All that is
-# done is a command of scripts/, which is shown before it runs and does nothing twice.
+# `models`, `default_model`, `stages`, `published` and the function `recipe_of MODEL`. Every
+# step is a command of scripts/, which is printed before it runs and skips finished work.
 set -euo pipefail
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,18 +15,18 @@ $title: from raw text to BLEU.
 
   scripts/$task.sh [--smoke] [--source DIR] [--out DIR] [--model MODEL] STAGE [key=value ...]
 
-STAGE     prepare   text -> what fairseq reads
-          baseline  cross entropy, then the mean of the last checkpoints
-          control   on from there by cross entropy, as many updates as soft
-          soft      on from there by SOFT beam training${topk_help:-}
-          evaluate  BLEU with signature of all that was trained, tested against the control
+STAGE     prepare   convert text to the format of fairseq
+          baseline  train with cross entropy, then average the last checkpoints
+          control   continue from there with cross entropy, for as many updates as soft
+          soft      continue from there with beam-aware training${topk_help:-}
+          evaluate  BLEU with signature of all trained systems, tested against the control
           all       all of these in this order
---smoke   a tiny slice and tiny models: minutes on a CPU, to see that everything works
---source  folder with the corpus' files; without it they are downloaded
---out     for everything that is made (default: runs, with --smoke: runs/smoke)
+--smoke   a tiny slice and tiny models: minutes on a CPU, to test all stages
+--source  folder with the files of the corpus; without it they are downloaded
+--out     folder for all results (default: runs, with --smoke: runs/smoke)
 --model   $(echo $models | sed 's/ / or /g') (default: $default_model)
 key=value options of fairseq-train for all trainings, such as max_tokens=2048
-All GPUs are used; choose some with CUDA_VISIBLE_DEVICES.
+All GPUs are used; CUDA_VISIBLE_DEVICES selects some of them.
 
 Published: $published
 END
@@ -50,13 +50,13 @@ parse() {
   [[ " $models " == *" $model "* ]] || fail "\`--model\` must be one of $models, but is \`$model\`."
   [[ " $stages " == *" ${stage:-none} "* ]] || fail "STAGE must be one of $stages, but is \`$stage\`."
   [ -z "$source" ] || source=$(absolute "$source")
-  [ -z "$source" ] || [ -d "$source" ] || fail "\`--source\` must be a folder, but \`$source\` is none."
+  [ -z "$source" ] || [ -d "$source" ] || fail "\`--source\` must be a folder, but \`$source\` is not."
   if [ -n "$out" ]; then out=$(absolute "$out"); else out=$PWD/runs${smoke:+/smoke}; fi
   recipe=$(recipe_of "$model")
   data=$out/data/$(basename "$recipe" .yaml)
 }
 
-# Tiny sizes for --smoke; they override the configurations, which stay what they are.
+# Tiny sizes for --smoke; they override the configurations.
 smoke_model() {
   case $model in
     lstm) echo encoder_embed_dim=32 encoder_hidden_size=48 decoder_embed_dim=32 decoder_hidden_size=48 decoder_out_embed_dim=24 ;;
@@ -80,24 +80,24 @@ train() { # CONFIG RUN UPDATES-OF-A-SMOKE [key=value ...]
   run "$python" scripts/train.py "$config" "${options[@]}" ${changes[@]+"${changes[@]}"}
   run "$python" scripts/average.py "$to" --last-updates "$(awk '$1 == "keep_interval_updates:" {print $2}' "$to/config.yaml")"
 }
-on_from_baseline() { # CONFIG RUN
+continue_baseline() { # CONFIG RUN
   train "$1" "$2" 14 "start_from=$out/$task/$model/checkpoints/checkpoint_average.pt"
 }
 
 prepare() { run "$python" scripts/prepare.py "$recipe" --out "$data" ${source:+--source "$source"} ${smoke:+--smoke} ; }
 baseline() { train "${task}_$model" "$model" 105; }
-control() { on_from_baseline "${task}_${model}_control" "${model}_control"; }
-soft() { on_from_baseline "${task}_${model}_soft_beam" "${model}_soft_beam"; }
+control() { continue_baseline "${task}_${model}_control" "${model}_control"; }
+soft() { continue_baseline "${task}_${model}_soft_beam" "${model}_soft_beam"; }
 topk() { train "${task}_topk_$model" "topk_$model" 105; }
 
-# All by the mean of their last checkpoints, so that none is chosen by its score. The
-# control of the beam run had as many updates; that of top-k attention is the baseline.
+# Every system is the average of its last checkpoints, so that no checkpoint is chosen by its
+# score. The control of top-k attention is the baseline.
 evaluate() {
   local to=$out/$task
   compare "$to/${model}_control" "$to/$model" "$to/${model}_soft_beam"
   [[ " $stages " != *" topk "* ]] || compare "$to/$model" "$to/topk_$model"
 }
-compare() { # CONTROL RUN...: of those that were trained the first is the control
+compare() { # CONTROL RUN...: the first trained system is the control
   local trained=() each
   for each; do
     [ ! -f "$each/checkpoints/checkpoint_average.pt" ] || trained+=("$each")
@@ -114,7 +114,7 @@ compare() { # CONTROL RUN...: of those that were trained the first is the contro
 
 main() {
   parse "$@"
-  python=${PYTHON:-python3} # the scripts go over to .venv, and make it, if need be
+  python=${PYTHON:-python3} # the scripts switch to .venv and create it if necessary
   [ -z "$smoke" ] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   local all each
   if [ "$stage" = all ]; then all=${stages% all}; else all=$stage; fi

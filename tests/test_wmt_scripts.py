@@ -1,4 +1,4 @@
-"""The shell entry points: what they run, and that they go on after any end."""
+"""The shell scripts for WMT: their commands, and resuming after interruptions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from conftest import ROOT, SHARED_DATA
 from fairseq_plugins.training.config import read_config
 
 TASKS = ("wmt14_en_fr", "wmt14_en_de", "wmt16_en_de")
-# Stands in for Python: it writes down what it should run, and leaves what that would.
+# Replaces Python: it records its arguments and writes the files of the real command.
 STUB = """#!/usr/bin/env bash
 echo "$*" >> "$CALLS"
 case $1 in
@@ -171,7 +171,7 @@ main "$@"
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_it_goes_on_and_then_does_nothing(tmp_path: Path) -> None:
+def test_a_killed_script_resumes_and_then_has_nothing_to_do(tmp_path: Path) -> None:
     entry = tmp_path / "tiny.sh"
     entry.write_text(TINY)
     env = {**os.environ, "ROOT": str(ROOT), "PYTHON": sys.executable}
