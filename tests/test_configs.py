@@ -56,28 +56,6 @@ def test_a_control_differs_from_its_beam_run_in_the_criterion_only(task):
                 assert differing <= criterion | {"criterion", "run"}, beam
 
 
-def test_the_page_on_beam_training_has_every_option_with_its_default(task):
-    from fairseq_plugins.criterions.options import SoftBeamSearchConfig
-
-    page = (ROOT / "docs" / "beam_training.md").read_text()
-    rows = re.findall(r"^\| (`--.*?) \| (.*?) \|", page, re.M)
-    defaults: dict[str, str] = {}
-    for names, values in rows:
-        options = re.findall(r"`--([a-z-]+)`", names)
-        defaults.update(zip(options, values.split(", ")))
-    inherited = {"report_accuracy", "ignore_prefix_size", "sentence_avg", "_name"}
-    for field in dataclasses.fields(SoftBeamSearchConfig):
-        if field.name in inherited:
-            continue
-        written = defaults.pop(field.name.replace("_", "-")).strip("`")
-        base = re.sub("_(start|end)$", "", field.name).replace("_", "-")
-        shown = {"None": f"--{base}", "False": "off"}.get(
-            str(field.default), str(field.default)
-        )
-        assert written == shown, field.name
-    assert not defaults
-
-
 def test_every_file_that_the_readme_names_is_there():
     readme = (ROOT / "README.md").read_text()
     named = set(
