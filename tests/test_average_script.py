@@ -1,4 +1,4 @@
-"""scripts/average.py: which checkpoints it takes, and that it does nothing twice."""
+"""scripts/average.py selects the right checkpoints and reuses an existing average."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fairseq_plugins.utils.errors import UserError
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run folder whose checkpoints hold their own number as their only weight."""
+    """A run folder whose checkpoints have their number as their only weight."""
     folder = RunFolder(tmp_path / "run")
     folder.record_start({"data": "d", "run": str(tmp_path / "run")}, "command")
     folder.checkpoints.mkdir()
@@ -53,7 +53,7 @@ def test_the_last_are_those_of_the_highest_number(run: Path) -> None:
 
 
 @pytest.mark.parametrize("by_epochs", [True, False])
-def test_a_run_without_such_checkpoints_is_told_the_option(
+def test_a_run_without_such_checkpoints_names_the_option(
     tmp_path: Path, by_epochs: bool
 ) -> None:
     option = "no_epoch_checkpoints: false" if by_epochs else "save_interval_updates"
@@ -61,12 +61,12 @@ def test_a_run_without_such_checkpoints_is_told_the_option(
         RunFolder(tmp_path).newest_checkpoints(3, by_epochs=by_epochs)
 
 
-def test_the_mean_is_made_once_and_anew_when_training_went_on(run: Path) -> None:
+def test_an_average_is_reused_until_there_are_new_checkpoints(run: Path) -> None:
     average = run / "checkpoints" / "checkpoint_average.pt"
     assert call(run, "--last-updates", 2).returncode == 0
     assert weight(average) == 55
     made = average.stat().st_mtime_ns
-    assert "nothing to do" in call(run, "--last-updates", 2).stdout
+    assert "already is the mean" in call(run, "--last-updates", 2).stdout
     assert average.stat().st_mtime_ns == made
     newest = run / "checkpoints" / "checkpoint_2_200.pt"
     torch.save({"model": {"weight": torch.tensor([200.0])}}, newest)
@@ -74,15 +74,13 @@ def test_the_mean_is_made_once_and_anew_when_training_went_on(run: Path) -> None
     assert weight(average) == 150
 
 
-def test_paths_are_averaged_where_output_says(run: Path, tmp_path: Path) -> None:
+def test_the_output_of_paths_can_be_set(run: Path, tmp_path: Path) -> None:
     paths = [run / "checkpoints" / f"checkpoint{n}.pt" for n in (3, 12)]
     assert call(*paths, "--output", tmp_path / "mean.pt").returncode == 0
     assert weight(tmp_path / "mean.pt") == 7.5
 
 
-def test_nothing_but_the_output_and_its_record_is_written(
-    run: Path, tmp_path: Path
-) -> None:
+def test_only_the_output_and_its_record_are_written(run: Path, tmp_path: Path) -> None:
     paths = [run / "checkpoints" / f"checkpoint{n}.pt" for n in (3, 12)]
     mine = tmp_path / "mean.json"
     mine.write_text("mine")

@@ -55,7 +55,7 @@ def evaluate(*args: object) -> subprocess.CompletedProcess:
 
 
 def prepare(folder: Path) -> None:
-    """Write what scripts/prepare.py would, with one line of test1 that is too long."""
+    """Write a corpus like scripts/prepare.py, with a line of test1 that is too long."""
     rng = random.Random(5)
     syllables = ["ba", "do", "ki", "lu", "mé", "no", "ra", "su"]
     texts = {}
@@ -168,7 +168,7 @@ for words in json.loads(sys.argv[1]):
 
 
 def generated(run: Path, *options: list[str]) -> list[dict[str, dict[int, Any]]]:
-    """Return by kind of line and sentence what fairseq-generate prints."""
+    """Return the output of fairseq-generate by kind of line and sentence."""
     base = [
         str(run.parent / "corpus" / "bin"), "--user-dir", str(ROOT / "fairseq_plugins"),
         "--source-lang", "xx", "--target-lang", "yy", "--max-tokens", "200",

@@ -1,4 +1,4 @@
-"""An average is the mean of every parameter, from safe files, whole or not at all."""
+"""An average has the mean of every parameter; wrong files leave no output."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def test_one_checkpoint_is_its_own_average(tmp_path: Path) -> None:
     assert all(torch.equal(mean[name], model[name]) for name in model)
 
 
-def test_the_rest_is_the_last_ones_without_its_optimizer(tmp_path: Path) -> None:
+def test_other_entries_are_those_of_the_last_checkpoint_without_its_optimizer(
+    tmp_path: Path,
+) -> None:
     average_checkpoints(make(tmp_path, 3), tmp_path / "mean.pt")
     state = read(tmp_path / "mean.pt")
     assert state["optimizer_history"] == [2]
@@ -86,7 +88,7 @@ def test_float32_sums_do_not_lose_what_float32_would(tmp_path: Path) -> None:
     assert read(tmp_path / "mean.pt")["model"]["w"].item() == pytest.approx(1 / 3)
 
 
-def test_files_of_before_torch_1_6_are_read(tmp_path: Path) -> None:
+def test_files_older_than_torch_1_6_are_read(tmp_path: Path) -> None:
     state = {"model": {"w": torch.ones(2)}}
     torch.save(state, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
     average_checkpoints([tmp_path / "a.pt"] * 2, tmp_path / "mean.pt")
@@ -94,7 +96,7 @@ def test_files_of_before_torch_1_6_are_read(tmp_path: Path) -> None:
 
 
 class Foreign:
-    """No checkpoint may make this."""
+    """A class that the safe loader refuses."""
 
 
 def test_wrong_files_are_named_and_nothing_is_written(tmp_path: Path) -> None:

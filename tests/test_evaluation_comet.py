@@ -1,4 +1,4 @@
-"""COMET is somebody else's program: what it gets, and what is read of what it says."""
+"""COMET gets the right files, and its output is parsed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_system_score_is_read(tmp_path: Path) -> None:
     assert run(program(tmp_path)) == 0.8417
 
 
-def test_a_python_is_asked_for_its_module() -> None:
+def test_a_python_runs_the_module_of_comet() -> None:
     arguments = Comet(sys.executable).command_line()
     assert arguments[1:3] == ["-m", "comet.cli.score"]
 
@@ -54,9 +54,7 @@ def test_failures_are_explained(tmp_path: Path) -> None:
     silent = tmp_path / "silent"
     silent.write_text("#!/bin/sh\necho done\n")
     silent.chmod(0o755)
-    with pytest.raises(
-        UserError, match="printed no `score: NUMBER`. Its output:"
-    ):
+    with pytest.raises(UserError, match="printed no `score: NUMBER`. Its output:"):
         run(silent)
     # This Python has no COMET.
     with pytest.raises(UserError, match="status 1:\n.*No module named"):

@@ -70,7 +70,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def calls(run: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Let perfect translations stand in for fairseq-generate; list the calls."""
+    """Replace the search with perfect translations; list the calls."""
     calls: list[dict[str, Any]] = []
     model = sentencepiece.SentencePieceProcessor(
         model_file=str(run.parent / "corpus" / "spm.model")

@@ -47,7 +47,7 @@ def test_subword_marks_are_refused_and_shown(line: str) -> None:
         score(["fine"], [line])
 
 
-def test_an_address_is_no_subword_mark() -> None:
+def test_an_address_is_not_a_subword_mark() -> None:
     score(["write to a@b.org or @@home"], ["write to a@b.org"])
 
 
@@ -61,7 +61,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def prose(*, seed: int, lines: int = 60, words: int = 10) -> list[str]:
-    """Lines of words that look like a language of their own."""
+    """Lines in an artificial language."""
     rng = random.Random(seed)
     vocabulary = ["".join(rng.choices(LETTERS, k=5)) for _ in range(400)]
     return [" ".join(rng.choices(vocabulary, k=words)) + "." for _ in range(lines)]
@@ -96,7 +96,7 @@ def test_french_spaces_and_a_few_slips_are_not_tokenized_text() -> None:
     score(slips, slips)
 
 
-def test_the_line_that_one_text_lacks_is_shown() -> None:
+def test_the_first_line_without_counterpart_is_shown() -> None:
     lines = ["one", "two", "three", "four"]
     message = refused(lines[:2], lines)
     assert "but have 2 and 4. The first line without hypothesis is line 3" in message
@@ -104,7 +104,7 @@ def test_the_line_that_one_text_lacks_is_shown() -> None:
     assert "without reference is line 4: `four`" in refused(lines, lines[:3])
 
 
-def test_empty_hypotheses_are_refused_above_a_share() -> None:
+def test_too_many_empty_hypotheses_are_refused() -> None:
     references = prose(seed=1, lines=20)
     hypotheses = ["", " ", "", *references[3:]]
     message = refused(hypotheses, references)
@@ -127,7 +127,7 @@ def test_a_reference_in_another_language_is_refused_and_shown() -> None:
     score(bad, theirs)
 
 
-def test_exchanged_sides_are_noticed_by_the_source() -> None:
+def test_exchanged_sides_are_detected_with_the_source() -> None:
     source, target = prose(seed=1), prose(seed=2)
     score(target, target, sources=source)
     message = refused(target, source, sources=target)
@@ -137,7 +137,7 @@ def test_exchanged_sides_are_noticed_by_the_source() -> None:
     score(prose(seed=3), target, sources=source)
 
 
-def test_only_a_line_feed_ends_a_line_and_nothing_is_lost() -> None:
+def test_other_line_separators_do_not_change_a_score() -> None:
     lines = ["one\u2028two three four", "five\x85six seven eight"]
     assert score(lines, lines).bleu == pytest.approx(100)
 
@@ -176,7 +176,7 @@ def test_repetition_counts_earlier_pairs() -> None:
     assert repetition(["", "a"]) == 0
 
 
-def test_the_best_in_the_beam_is_that_of_sacrebleu_sentence_by_sentence() -> None:
+def test_oracle_bleu_is_that_of_sacrebleu_per_sentence() -> None:
     rng = random.Random(4)
 
     def text() -> str:

@@ -72,7 +72,7 @@ def test_more_sentences_than_references_are_refused() -> None:
 
 
 class Fake:
-    """A Translator whose process is a stand-in for fairseq."""
+    """A Translator with a replacement for the fairseq process."""
 
     def __init__(self, folder: Path) -> None:
         self.log = folder / "log"
@@ -156,7 +156,7 @@ def test_batches_of_another_search_are_not_used(fake: Any) -> None:
     assert fake.asked()["done"] == []
 
 
-def test_an_answer_without_a_sentence_is_refused(fake: Any) -> None:
+def test_a_missing_sentence_in_an_answer_is_refused(fake: Any) -> None:
     fake.install(BATCHES[:1])
     with pytest.raises(UserError, match="nothing for 1 of the 3 .*: 2. "):
         fake.translate()

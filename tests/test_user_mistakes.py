@@ -243,7 +243,7 @@ EVALUATION = {
     "no JSON": (lambda: read_json(Path("no")), "`no` does not exist."),
     "unequal": (lambda: score(["a"], ["a", "b"]), "must have the same number of lines"),
     "none": (lambda: score([], []), "1 or more, but have 0 and 0"),
-    "pieces": (lambda: score(["\u2581a"], ["a"]), "must be plain text, but holds"),
+    "pieces": (lambda: score(["\u2581a"], ["a"]), "must be plain text, but contains"),
     "no method": (
         lambda: paired_test(["a"], ["a"], ["a"], method="t"), "`method` must be"
     ),
@@ -290,7 +290,7 @@ CRITERION = [
     (dict(beam_loss="risk=0"), "must give `risk` a positive weight, but has `0`."),
     (dict(beam_loss="risk=x"), "must give `risk` a positive weight, but has `x`."),
     (dict(engine="two-pass", mixing="soft"), "must be rollout unless mixing is hard"),
-    (dict(beam_loss="risk", reset_to_gold=True), "without risk when the beam starts"),
+    (dict(beam_loss="risk", reset_to_gold=True), "when the beam is reset to the ref"),
     (dict(ignore_prefix_size=1), "`--ignore-prefix-size` must be 0, but is 1."),
 ]
 
