@@ -41,7 +41,7 @@ def main() -> None:
     record = output.with_name(f"{output.name}.inputs.json")
     inputs = [_identity(path) for path in paths]
     if output.is_file() and record.is_file() and read_json(record) == inputs:
-        print(f"`{output}` already is the mean of these checkpoints.")
+        print(f"`{output}` is the mean of these checkpoints: nothing to do.")
         return
     record.unlink(missing_ok=True)
     for path in paths:

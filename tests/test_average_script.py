@@ -66,7 +66,7 @@ def test_an_average_is_reused_until_there_are_new_checkpoints(run: Path) -> None
     assert call(run, "--last-updates", 2).returncode == 0
     assert weight(average) == 55
     made = average.stat().st_mtime_ns
-    assert "already is the mean" in call(run, "--last-updates", 2).stdout
+    assert "nothing to do" in call(run, "--last-updates", 2).stdout
     assert average.stat().st_mtime_ns == made
     newest = run / "checkpoints" / "checkpoint_2_200.pt"
     torch.save({"model": {"weight": torch.tensor([200.0])}}, newest)
