@@ -99,3 +99,25 @@ def test_the_widest_beam_that_is_allowed_can_be_searched_and_no_wider_one(
     assert len(search(words - 2)[0]["steps"][0]["held"]) == words - 2
     with pytest.raises((RuntimeError, IndexError)):
         search(words - 1)
+
+
+def test_a_search_without_a_reference_finds_the_same_hypotheses(
+    task: Any, collate: Any, sentences: Any, make_model: Any
+) -> None:
+    model, sample = make_model("lstm").eval(), collate(sentences)
+
+    def search(batch: Any) -> list[dict[str, Any]]:
+        return explore(
+            model, task.target_dictionary, batch, beam_size=BEAM, epsilons=[2.0]
+        )
+
+    with_references = search(sample)
+    net_input = {key: sample["net_input"][key] for key in ("src_tokens", "src_lengths")}
+    without = search({"net_input": net_input})
+    for ours, theirs in zip(without, with_references, strict=True):
+        assert ours["finished"] == theirs["finished"]
+        assert ours["gold"] is None
+        assert {step["gold"] for step in ours["steps"]} == {-1}
+        # A pool has the reference even where it is not among the best candidates.
+        first = [step["steps"][0]["candidates"][: 3 * BEAM] for step in (ours, theirs)]
+        assert first[0] == first[1]

@@ -1,7 +1,8 @@
-"""Trace a beam search and describe it as JSON for the report's beam explorer.
+"""Trace a beam search and describe it as JSON for the beam explorer.
 
-`explore` needs a model and a batch only, `search_subset` a checkpoint and a binarized
-corpus. Nothing here reads the folder of a run.
+The report and `scripts/serve.py` show it. `explore` needs a model and a batch only,
+`search_subset` a checkpoint and a binarized corpus. Nothing here reads the folder of a
+run.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fairseq_plugins.beam.trace import BeamTrace, collect_hypotheses
 from fairseq_plugins.operators import soft_topk, sorted_soft_topk
 from fairseq_plugins.utils.errors import UserError
 
-__all__ = ["choose_epsilons", "explore", "search_subset"]
+__all__ = ["choose_epsilons", "explore", "search_subset", "surround_epsilon"]
 
 _BATCH_SIZE = 10
 _CANDIDATES_PER_SLOT = 4  # as in training by default
@@ -34,7 +35,12 @@ def choose_epsilons(config: Mapping[str, Any]) -> list[float]:
     is_survival = "survival" in str(config.get("beam_loss"))
     name = "survival_epsilon" if is_survival else "epsilon"
     own = float(config.get(f"{name}_end") or config.get(name) or _DEFAULT_EPSILON)
-    return [own * factor for factor in _EPSILON_FACTORS]
+    return surround_epsilon(own)
+
+
+def surround_epsilon(epsilon: float) -> list[float]:
+    """Return a quarter of an epsilon, itself and four times of it."""
+    return [epsilon * factor for factor in _EPSILON_FACTORS]
 
 
 def search_subset(
@@ -125,7 +131,8 @@ def explore(
     Args:
         model: in evaluation mode.
         dictionary: of the target language.
-        sample: a batch by fairseq's collater, with references in ``target``.
+        sample: a batch by fairseq's collater. Without references in ``target`` the
+            search is described without them.
         beam_size: hypotheses kept at each step.
         epsilons: of the SOFT top-k memberships, in nats.
         lenpen: exponent of the length by which finished hypotheses are compared.
@@ -141,30 +148,43 @@ def explore(
         whether it finishes]``; ``gold``, the reference's index among the candidates,
         or their number plus the slot in which the reference ends, or -1; its ``rank``;
         and for each epsilon, in percent, the ``members`` (SOFT top-k) and the
-        ``shares`` of the candidates in the slots (sorted SOFT top-k).
+        ``shares`` of the candidates in the slots (sorted SOFT top-k). ``gold`` is -1 in
+        all steps without a reference.
 
         ``finished``: the finished hypotheses, best first.
 
-        ``gold``: the reference's subwords and scores, and its ``fate``: ``best`` (it
-        was returned), ``finished`` (found, but another hypothesis scores higher),
+        ``gold``: None without a reference, otherwise the reference's subwords and
+        scores, and its ``fate``: ``best`` (it was returned), ``finished`` (found, but another hypothesis scores higher),
         ``search error`` (pruned, but the model scores it higher than all that was
         found) or ``model error`` (pruned, and the model scores it lower). ``lost`` is
         the step, from 0, after which it is no longer in the beam, or None.
     """
     trace = _search(model, dictionary, sample, beam_size)
-    output = model(**sample["net_input"])
-    log_probs = model.get_normalized_probs(output, log_probs=True)
-    gold_log_probs = log_probs.gather(-1, sample["target"].unsqueeze(-1)).squeeze(-1)
+    references = _score_references(model, dictionary, sample)
     return [
         _Search(
             trace=_select_row(trace, row),
             symbols=dictionary.symbols,
             eos_id=dictionary.eos(),
             pad_id=dictionary.pad(),
-            gold=target[target != dictionary.pad()].tolist(),
-            gold_log_probs=gold_log_probs[row, target != dictionary.pad()].tolist(),
+            gold=gold,
         ).describe(epsilons, lenpen)
-        for row, target in enumerate(sample["target"])
+        for row, gold in enumerate(references)
+    ]
+
+
+def _score_references(
+    model: Any, dictionary: Any, sample: Mapping[str, Any]
+) -> list[list[tuple[int, float]]]:
+    """Return each reference's tokens with their log-probabilities, in nats."""
+    if "target" not in sample:
+        return [[] for _ in sample["net_input"]["src_tokens"]]
+    output = model(**sample["net_input"])
+    log_probs = model.get_normalized_probs(output, log_probs=True)
+    log_probs = log_probs.gather(-1, sample["target"].unsqueeze(-1)).squeeze(-1)
+    return [
+        [(token, score) for token, score in zip(*row) if token != dictionary.pad()]
+        for row in zip(sample["target"].tolist(), log_probs.tolist())
     ]
 
 
@@ -175,6 +195,7 @@ def _search(
     from fairseq_plugins.beam.step import BeamSettings
 
     net_input = sample["net_input"]
+    start = torch.full_like(net_input["src_lengths"], dictionary.eos())
     settings = BeamSettings(
         beam_size=beam_size,
         pool_size=min(_CANDIDATES_PER_SLOT * beam_size, len(dictionary) - 2),
@@ -185,10 +206,10 @@ def _search(
     request = SearchRequest(
         model=model,
         encoder_out=model.encoder(net_input["src_tokens"], net_input["src_lengths"]),
-        start_tokens=net_input["prev_output_tokens"][:, 0],
-        target=sample["target"],
+        start_tokens=start,
+        target=sample.get("target", start.new_empty(len(start), 0)),
         settings=settings,
-        required=RequiredScores(gold=True, finished=True),
+        required=RequiredScores(gold="target" in sample, finished=True),
     )
     return search(request)
 
@@ -208,16 +229,15 @@ class _Search:
     Attributes:
         trace: of this sentence alone, with a batch of 1.
         symbols: the subwords of the dictionary.
-        gold: tokens of the reference with the end of the sentence.
-        gold_log_probs: the model's log-probabilities of them, in nats.
+        gold: tokens of the reference with the end of the sentence, each with the
+            model's log-probability in nats. Empty without a reference.
     """
 
     trace: BeamTrace
     symbols: Sequence[str]
     eos_id: int
     pad_id: int
-    gold: list[int]
-    gold_log_probs: list[float]
+    gold: list[tuple[int, float]]
 
     def describe(self, epsilons: Sequence[float], lenpen: float) -> dict[str, Any]:
         pool, beam_size = self.trace.pool[0], self.trace.beam_size
@@ -239,7 +259,7 @@ class _Search:
                 for step in range(len(pool))
             ],
             "finished": finished,
-            "gold": self._gold(finished, lenpen),
+            "gold": self._gold(finished, lenpen) if self.gold else None,
         }
 
     def _step(self, step: int) -> dict[str, Any]:
@@ -293,10 +313,11 @@ class _Search:
         return results
 
     def _gold(self, finished: Sequence[dict[str, Any]], lenpen: float) -> Any:
-        log_prob = sum(self.gold_log_probs)
-        score = log_prob / len(self.gold_log_probs) ** lenpen
+        tokens, log_probs = map(list, zip(*self.gold))
+        log_prob = sum(log_probs)
+        score = log_prob / len(log_probs) ** lenpen
         is_pruned = (self.trace.gold[0] >= 0) & ~self.trace.gold_in_beam[0]
-        is_gold = [hypothesis["tokens"] == self.gold for hypothesis in finished]
+        is_gold = [hypothesis["tokens"] == tokens for hypothesis in finished]
         if any(is_gold):
             fate = "best" if is_gold[0] else "finished"
         elif not finished or score > finished[0]["score"]:
@@ -304,8 +325,8 @@ class _Search:
         else:
             fate = "model error"
         return {
-            "pieces": [self.symbols[token] for token in self.gold[:-1]],
-            "scores": [round(score, 3) for score in self.gold_log_probs],
+            "pieces": [self.symbols[token] for token in tokens[:-1]],
+            "scores": [round(score, 3) for score in log_probs],
             "fate": fate,
             "lost": int(is_pruned.int().argmax()) if is_pruned.any() else None,
             "score": round(score, 4),

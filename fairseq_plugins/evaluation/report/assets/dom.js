@@ -1,5 +1,4 @@
 // Helpers for elements and numbers. Text becomes text nodes, never markup.
-const DATA = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
 
 function fill(element, properties, children) {
@@ -31,7 +30,6 @@ const tone = (value) => (value > 0 ? "good" : value < 0 ? "bad" : "");
 const pieceText = (pieces) => pieces.join("").replaceAll("▁", " ").trim();
 const shownPiece = (piece) => piece.startsWith("▁") ? piece.slice(1) || "␣" : "·" + piece;
 const colorOf = (run) => `var(--s${run % 8})`;
-const nameOf = (run) => DATA.runs[run].label;
 const dot = (run) => h("span", { class: "dot", color: colorOf(run), "aria-hidden": "true" });
 
 // A row of buttons, one of them chosen; `choose` gets its number.

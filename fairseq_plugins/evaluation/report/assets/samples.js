@@ -9,47 +9,6 @@ const ORDERS = [
   ["low", "lowest score"], ["long", "longest source"], ["corpus", "order of the test set"],
 ];
 
-// Two lists of booleans: the words of two lines in a longest common subsequence.
-function findCommon(ours, theirs) {
-  const lengths = Array.from({ length: ours.length + 1 }, () => new Uint16Array(theirs.length + 1));
-  for (let i = ours.length - 1; i >= 0; i--) {
-    for (let j = theirs.length - 1; j >= 0; j--) {
-      lengths[i][j] = ours[i] === theirs[j] ? lengths[i + 1][j + 1] + 1
-        : Math.max(lengths[i + 1][j], lengths[i][j + 1]);
-    }
-  }
-  const inOurs = ours.map(() => false), inTheirs = theirs.map(() => false);
-  for (let i = 0, j = 0; i < ours.length && j < theirs.length;) {
-    if (ours[i] === theirs[j]) { inOurs[i++] = true; inTheirs[j++] = true; }
-    else if (lengths[i + 1][j] >= lengths[i][j + 1]) i++;
-    else j++;
-  }
-  return [inOurs, inTheirs];
-}
-
-// Words and punctuation marks, each with the space before it.
-const words = (text) => text.match(/\s*(?:[\p{L}\p{N}]+(?:['’-][\p{L}\p{N}]+)*|[^\s\p{L}\p{N}])/gu) || [];
-const bare = (parts) => parts.map((part) => part.trim());
-
-function markDifferences(text, other, reference) {
-  const ours = words(text);
-  const same = findCommon(bare(ours), bare(words(view.marks === "systems" ? other : reference)))[0];
-  const inGold = findCommon(bare(ours), bare(words(reference)))[0];
-  const parts = [];
-  for (let i = 0; i < ours.length; i++) {
-    if (same[i]) { parts.push(ours[i]); continue; }
-    const space = ours[i].match(/^\s*/)[0];
-    const right = view.marks === "systems" && inGold[i];
-    let run = ours[i].slice(space.length);
-    while (i + 1 < ours.length && !same[i + 1] && (view.marks !== "systems" || inGold[i + 1] === right)) run += ours[++i];
-    parts.push(space, h("mark", {
-      class: right ? "in-gold" : "not-gold",
-      title: right ? "also in the reference" : "not in the reference at this place",
-    }, run));
-  }
-  return parts.length ? parts : h("em", { class: "note" }, "(empty)");
-}
-
 function changeOf(sentence) {
   return sentence[view.metric][view.right] - sentence[view.metric][view.left];
 }
@@ -72,7 +31,7 @@ function buildSample(sentence) {
   const text = (kind, title, body, score, lang) => h("div", { class: kind },
     h("h4", {}, title, score && h("span", { class: "score" }, score)), h("p", { lang, dir: "auto" }, body));
   const system = (run, other) => text("system", [dot(run), nameOf(run)],
-    markDifferences(sentence.hypotheses[run], sentence.hypotheses[other], sentence.reference),
+    markDifferences(sentence.hypotheses[run], view.marks === "systems" ? sentence.hypotheses[other] : sentence.reference, sentence.reference),
     `BLEU ${fixed(sentence.bleu[run], 1)} · chrF ${fixed(sentence.chrf[run], 1)}`, DATA.languages[1]);
   const inExplorer = DATA.explorer?.sentences.findIndex((one) => one.number === sentence.number) ?? -1;
   return h("article", { class: "sample", "data-change": change.toFixed(1), "data-number": sentence.number },

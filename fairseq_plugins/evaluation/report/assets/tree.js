@@ -4,7 +4,7 @@ const BOX = { column: 104, row: 36, width: 86, height: 25, top: 30, left: 10, he
 
 // The hypothesis in each slot of each column, and its fate.
 function slotsOf(search) {
-  const columns = [[{ piece: "start", parent: null, column: 0, slot: 0, score: 0, gold: true }]];
+  const columns = [[{ piece: "start", parent: null, column: 0, slot: 0, score: 0, gold: search.gold !== null }]];
   search.steps.forEach((step, number) => {
     let taken = false;
     columns.push(step.held.map((held, slot) => {
@@ -64,7 +64,7 @@ function drawNode(node, choose) {
 
 // The reference where it was pruned: a node outside of the beam.
 function findLostNode(search, columns) {
-  const { lost } = search.gold;
+  const lost = search.gold?.lost ?? null;
   if (lost === null) return null;
   const step = search.steps[lost], ends = step.gold >= step.candidates.length;
   const [origin, piece, score] = ends
