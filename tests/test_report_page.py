@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html.parser
-import importlib.util
 import json
 import re
 import shutil
@@ -14,6 +13,7 @@ from typing import Any, Iterator
 
 import pytest
 import torch
+from browsers import CONTRAST, start_browser
 from test_evaluate_script import CONFIG, MAX_POSITIONS, ROOT, SIZES, prepare, python
 
 from fairseq_plugins import compat
@@ -23,11 +23,6 @@ from fairseq_plugins.evaluation.report.page import render_page, safe_json
 SYSTEMS = ("control", "other")
 HOSTILE = "</script><img src=x onerror=alert(1)> <!-- <script>"
 HOSTILE_TO_HTML = HOSTILE + " \u2028 &amp; @@data@@ ▁"
-# Run as root, and do not connect to the servers of the vendor.
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 
 
 def report(*args: object) -> subprocess.CompletedProcess:
@@ -243,17 +238,8 @@ def test_json_in_a_script_holds_nothing_that_ends_it():
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if importlib.util.find_spec("playwright") is None:
-        pytest.skip("needs the Python package playwright")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("needs Chromium (Debian: chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+    with start_browser() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture
@@ -351,35 +337,6 @@ def test_nothing_is_wider_than_the_window(open_page, width):
     tab = open_page(width=width)
     tab.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
-
-
-CONTRAST = """() => {
-  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => {
-    const part = (v) =>
-      (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-    return 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
-  };
-  const behind = (element) => {
-    const layers = [];
-    for (let e = element; e; e = e.parentElement) {
-      layers.push(rgb(getComputedStyle(e).backgroundColor));
-    }
-    return layers.reverse().reduce((under, [r, g, b, a = 1]) =>
-      [r, g, b].map((v, i) => a * v + (1 - a) * under[i]), [255, 255, 255]);
-  };
-  let worst = [99, ""];
-  for (const e of document.querySelectorAll("main *, nav a")) {
-    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
-    if (!own || e.disabled || !e.getClientRects().length) continue;
-    if (e.closest("svg, .hidden, [aria-hidden]")) continue;
-    const a = light(rgb(getComputedStyle(e).color)), b = light(behind(e));
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    const where = `${e.tagName}.${e.className}: ${e.textContent.slice(0, 40)}`;
-    if (ratio < worst[0]) worst = [ratio, where];
-  }
-  return worst;
-}"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -70,3 +70,10 @@ def test_an_installed_wheel_knows_recipes_and_test_sets(site, tmp_path):
     found = run(["-c", program], cwd=tmp_path, env=environment).split()
     recipes = list((ROOT / "data" / "recipes").glob("*.yaml"))
     assert int(found[0]) == len(recipes) and int(found[1]) > 0
+
+
+@pytest.mark.parametrize("package", ["evaluation/report", "serving"])
+def test_an_installed_wheel_has_the_files_of_the_pages(site: Path, package: str):
+    folder = Path("fairseq_plugins") / package / "assets"
+    expected = {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*")}
+    assert {path.relative_to(site) for path in (site / folder).rglob("*")} == expected

@@ -18,6 +18,9 @@ class TextCodec(Protocol):
     def encode(self, line: str) -> str:
         """Return the subwords of a source line."""
 
+    def encode_target(self, line: str) -> str:
+        """Return the subwords of a line in the target language."""
+
     def decode(self, subwords: str) -> str:
         """Return the text of a hypothesis, without line ends or tabs."""
 
@@ -55,6 +58,8 @@ class SentencePieceCodec:
     def encode(self, line: str) -> str:
         return " ".join(self._model.encode(line, out_type=str))
 
+    encode_target = encode
+
     def decode(self, subwords: str) -> str:
         text: str = self._model.decode(subwords.split(" "))
         # A model with pieces for single bytes can produce line feeds.
@@ -73,15 +78,25 @@ class MosesCodec:
         from fairseq_plugins.corpus.subwords import MosesPieces
 
         self._encoder = MosesPieces(codes, source_lang)
-        self._target_lang = target_lang
+        self._codes, self._target_lang = codes, target_lang
 
     def encode(self, line: str) -> str:
         return self._encoder.split(line)
+
+    def encode_target(self, line: str) -> str:
+        subwords: str = self._target_encoder.split(line)
+        return subwords
 
     def decode(self, subwords: str) -> str:
         words = f"{subwords} ".replace("@@ ", "").split()
         text: str = self._detokenizer.detokenize(words)
         return text
+
+    @functools.cached_property
+    def _target_encoder(self) -> Any:
+        from fairseq_plugins.corpus.subwords import MosesPieces
+
+        return MosesPieces(self._codes, self._target_lang)
 
     @functools.cached_property
     def _detokenizer(self) -> Any:

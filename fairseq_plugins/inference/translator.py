@@ -146,7 +146,7 @@ class Translator:
         self._max_positions = utils.resolve_max_positions(
             self._task.max_positions(), *limits
         )
-        self._generators: dict[SearchOptions, Any] = {}
+        self._generator: tuple[SearchOptions, Any] | None = None
 
     @property
     def max_source_tokens(self) -> int:
@@ -154,6 +154,20 @@ class Translator:
         limit = self._max_positions
         longest = min(limit[0] if isinstance(limit, (tuple, list)) else limit, 10**6)
         return int(min(longest, self._max_tokens)) - 1
+
+    @property
+    def languages(self) -> tuple[str, str]:
+        """The source and the target language."""
+        return str(self._task.cfg.source_lang), str(self._task.cfg.target_lang)
+
+    @property
+    def model(self) -> Any:
+        """The first model, in evaluation mode."""
+        return self._models[0]
+
+    @property
+    def target_dictionary(self) -> Any:
+        return self._task.target_dictionary
 
     def translate(
         self,
@@ -187,6 +201,47 @@ class Translator:
     def encode(self, line: str) -> str:
         """Return the subwords of a line, with spaces between them."""
         return self._codec.encode(line)
+
+    def collate(self, source: str, target: str | None = None) -> dict[str, Any]:
+        """Return a text, and its translation if given, as a batch for the model.
+
+        Raises:
+            UserError: a text has more tokens than the model can read.
+        """
+        from fairseq import utils
+        from fairseq.data import LanguagePairDataset
+
+        def encode(subwords: str, dictionary: Any, limit: int, what: str) -> Any:
+            tokens = dictionary.encode_line(subwords, add_if_not_exist=False).long()
+            if len(tokens) - 1 > limit:
+                raise UserError(
+                    f"the {what} must have at most {limit:,} subwords, but has "
+                    f"{len(tokens) - 1:,}."
+                )
+            return tokens
+
+        task = self._task
+        ours = encode(
+            self.encode(source), task.source_dictionary, self.max_source_tokens, "text"
+        )
+        data: dict[str, Any] = {}
+        if target is not None:
+            theirs = encode(
+                self._codec.encode_target(target),
+                task.target_dictionary,
+                self.model.max_decoder_positions() - 1,
+                "reference",
+            )
+            data = {"tgt": [theirs], "tgt_sizes": [len(theirs)]}
+        dataset = LanguagePairDataset(
+            [ours],
+            [len(ours)],
+            task.source_dictionary,
+            tgt_dict=task.target_dictionary,
+            **data,
+        )
+        batch: dict[str, Any] = dataset.collater([dataset[0]])
+        return utils.move_to_cuda(batch) if self._on_gpu else batch
 
     def check_lengths(self, lines: Iterable[str]) -> None:
         """Raise ``UserError`` for the first line that is too long for the model."""
@@ -240,7 +295,7 @@ class Translator:
 
         if not segments:
             return []
-        generator = self._generator(options)
+        generator = self._find_generator(options)
         dictionary = self._task.source_dictionary
         tokens = [
             dictionary.encode_line(segment, add_if_not_exist=False).long()
@@ -271,8 +326,9 @@ class Translator:
                 )
         return found
 
-    def _generator(self, options: SearchOptions) -> Any:
-        if options not in self._generators:
+    def _find_generator(self, options: SearchOptions) -> Any:
+        """Return the latest generator, or a new one for other options."""
+        if self._generator is None or self._generator[0] != options:
             from fairseq.dataclass.configs import GenerationConfig
 
             generation = GenerationConfig(
@@ -284,10 +340,9 @@ class Translator:
             )
             for model in self._models:
                 model.prepare_for_inference_(SimpleNamespace(generation=generation))
-            self._generators[options] = self._task.build_generator(
-                self._models, generation
-            )
-        return self._generators[options]
+            generator = self._task.build_generator(self._models, generation)
+            self._generator = options, generator
+        return self._generator[1]
 
     def _hypothesis(
         self, found: dict[str, Any], generator: Any, longest: int

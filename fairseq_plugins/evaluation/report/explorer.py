@@ -154,10 +154,11 @@ def explore(
         ``finished``: the finished hypotheses, best first.
 
         ``gold``: None without a reference, otherwise the reference's subwords and
-        scores, and its ``fate``: ``best`` (it was returned), ``finished`` (found, but another hypothesis scores higher),
-        ``search error`` (pruned, but the model scores it higher than all that was
-        found) or ``model error`` (pruned, and the model scores it lower). ``lost`` is
-        the step, from 0, after which it is no longer in the beam, or None.
+        scores, and its ``fate``: ``best`` (it was returned), ``finished`` (found, but
+        another hypothesis scores higher), ``search error`` (pruned, but the model
+        scores it higher than all that was found) or ``model error`` (pruned, and the
+        model scores it lower). ``lost`` is the step, from 0, after which it is no
+        longer in the beam, or None.
     """
     trace = _search(model, dictionary, sample, beam_size)
     references = _score_references(model, dictionary, sample)
@@ -177,7 +178,7 @@ def _score_references(
     model: Any, dictionary: Any, sample: Mapping[str, Any]
 ) -> list[list[tuple[int, float]]]:
     """Return each reference's tokens with their log-probabilities, in nats."""
-    if "target" not in sample:
+    if sample.get("target") is None:
         return [[] for _ in sample["net_input"]["src_tokens"]]
     output = model(**sample["net_input"])
     log_probs = model.get_normalized_probs(output, log_probs=True)
@@ -194,7 +195,7 @@ def _search(
     from fairseq_plugins.beam.search import RequiredScores, SearchRequest, search
     from fairseq_plugins.beam.step import BeamSettings
 
-    net_input = sample["net_input"]
+    net_input, target = sample["net_input"], sample.get("target")
     start = torch.full_like(net_input["src_lengths"], dictionary.eos())
     settings = BeamSettings(
         beam_size=beam_size,
@@ -207,9 +208,9 @@ def _search(
         model=model,
         encoder_out=model.encoder(net_input["src_tokens"], net_input["src_lengths"]),
         start_tokens=start,
-        target=sample.get("target", start.new_empty(len(start), 0)),
+        target=start.new_empty(len(start), 0) if target is None else target,
         settings=settings,
-        required=RequiredScores(gold="target" in sample, finished=True),
+        required=RequiredScores(gold=target is not None, finished=True),
     )
     return search(request)
 
