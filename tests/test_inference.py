@@ -57,11 +57,13 @@ def translate(*args: object, **options: Any) -> subprocess.CompletedProcess[str]
     return run_script("translate.py", *args, text=True, encoding="utf-8", **options)
 
 
-def train(folder: Path, data: Path, arch: str, *, seed: int = 1) -> Path:
+def train(
+    folder: Path, data: Path, arch: str, *, seed: int = 1, updates: int = 25
+) -> Path:
     sizes = LSTM if "lstm" in arch else TRANSFORMER
     config = folder / f"{arch}{seed}.yaml"
     run = folder / f"{arch}{seed}"
-    text = TRAINING.format(data=data, run=run, arch=arch, seed=seed, updates=25)
+    text = TRAINING.format(data=data, run=run, arch=arch, seed=seed, updates=updates)
     config.write_text(text + sizes + (TOPK if "topk" in arch else ""))
     done = run_script("train.py", config)
     assert done.returncode == 0, done.stderr

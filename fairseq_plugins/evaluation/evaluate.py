@@ -60,7 +60,11 @@ logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
-_NAMES = {"best": "checkpoint_best.pt", "last": "checkpoint_last.pt"}
+_NAMES = {
+    "best": "checkpoint_best.pt",
+    "last": "checkpoint_last.pt",
+    "average": "checkpoint_average.pt",
+}
 
 
 @dataclass(frozen=True)
