@@ -135,8 +135,8 @@ def test_fields_of_the_explorer_are_passed_on(port: int) -> None:
         ("/translate", b'{"beam": ' + b"9" * 9000 + b"}", "must be a JSON object"),
         ("/translate", {}, "`text` must be given."),
         ("/translate", {"text": None}, "`text` must be given."),
-        ("/translate", {"text": " \n"}, "`text` must have between 1 and 2,000 "),
-        ("/translate", {"text": "a" * 2001}, "characters, but has 2,001."),
+        ("/translate", {"text": " \n"}, "`text` must have between 1 and 1,000 "),
+        ("/translate", {"text": "a" * 1001}, "characters, but has 1,001."),
         ("/translate", {"text": 5}, "`text` must be text, but is `5`."),
         ("/translate", {"text": "a", "bean": 5}, "Did you mean `beam`?"),
         ("/translate", {"text": "a", "beam": 0}, "`beam` must be a whole number betw"),
@@ -218,6 +218,26 @@ def test_calls_wait_for_each_other_and_the_queue_is_bounded(
     assert set(statuses) <= {200, 503}
     assert runs[0].most_running == 1
     assert post(port, "/translate", values)[0] == 200
+
+
+def test_a_client_that_has_gone_is_not_translated_for(
+    port: int, runs: list[FakeRun]
+) -> None:
+    runs[0].gate.clear()
+    with ThreadPoolExecutor(1) as clients:
+        first = clients.submit(post, port, "/translate", {"text": "first"})
+        while not runs[0].running:
+            time.sleep(0.01)
+        gone = http.client.HTTPConnection("127.0.0.1", port)
+        gone.request("POST", "/translate", b'{"text": "gone"}')
+        # It is read before this one, which is answered without a model.
+        assert post(port, "/translate", {"text": ""})[0] == 422
+        gone.close()
+        time.sleep(0.2)
+        runs[0].gate.set()
+        assert first.result()[0] == 200
+    assert post(port, "/translate", {"text": "last"})[0] == 200
+    assert [text for text, _ in runs[0].calls] == ["first", "last"]
 
 
 def test_200_clients_at_once_are_answered(runs: list[FakeRun]) -> None:

@@ -11,7 +11,7 @@ from fairseq_plugins.utils.errors import UserError, did_you_mean
 
 __all__ = ["EXPLORE_FIELDS", "TRANSLATE_FIELDS", "Field", "openapi", "parse_fields"]
 
-MAX_TEXT = 2000
+MAX_TEXT = 1000
 MAX_BEAM = 20
 
 

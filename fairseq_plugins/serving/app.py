@@ -77,6 +77,7 @@ def create_app(
         exception_handlers={
             HTTPException: _answer_http_error,
             UserError: _answer_user_error,
+            ClientDisconnect: _answer_nobody,
             Exception: _answer_failure,
         },
     )
@@ -137,9 +138,10 @@ class _Application:
             beam=fields["beam"], nbest=fields["nbest"], lenpen=fields["lenpen"]
         )
         return await self._queue.answer(
+            request,
             lambda: {
                 "translations": [run.translate(fields["text"], options) for run in runs]
-            }
+            },
         )
 
     async def _explore(self, request: Request) -> Response:
@@ -153,7 +155,7 @@ class _Application:
             lenpen=fields["lenpen"],
             epsilon=fields["epsilon"],
         )
-        return await self._queue.answer(explore)
+        return await self._queue.answer(request, explore)
 
     def _run(self, name: str) -> ServedRun:
         if name not in self._runs:
@@ -169,10 +171,11 @@ class _ModelQueue:
 
     def __init__(self, size: int) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1)
+        self._is_running = asyncio.Lock()
         self._size = size
         self._accepted = 0  # one that runs, and those that wait
 
-    async def answer(self, call: Callable[[], Any]) -> Response:
+    async def answer(self, request: Request, call: Callable[[], Any]) -> Response:
         if self._accepted > self._size:
             raise HTTPException(
                 503,
@@ -181,10 +184,13 @@ class _ModelQueue:
             )
         self._accepted += 1
         try:
-            # A long description of a search takes a while to encode.
-            return await asyncio.get_running_loop().run_in_executor(
-                self._thread, lambda: JSONResponse(call())
-            )
+            async with self._is_running:
+                if await request.is_disconnected():
+                    raise ClientDisconnect()
+                # A long description of a search takes a while to encode.
+                return await asyncio.get_running_loop().run_in_executor(
+                    self._thread, lambda: JSONResponse(call())
+                )
         finally:
             self._accepted -= 1
 
@@ -239,8 +245,6 @@ async def _read_fields(request: Request, fields: Mapping[str, Field]) -> dict[st
         body = await asyncio.wait_for(_read_body(request), _BODY_SECONDS)
     except asyncio.TimeoutError:
         raise HTTPException(408, "the body did not arrive in time.") from None
-    except ClientDisconnect:
-        raise HTTPException(400, "the body is incomplete.") from None
     return parse_fields(fields, body)
 
 
@@ -271,6 +275,10 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
 
 async def _answer_user_error(request: Request, error: Exception) -> Response:
     return _error(str(error), 422)
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    return _error("the client closed the connection.", 400)
 
 
 async def _answer_failure(request: Request, error: Exception) -> Response:

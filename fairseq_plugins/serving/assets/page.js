@@ -46,20 +46,23 @@ function readForm() {
 
 function buildAnswer(translation, number, translations) {
   const [best, ...others] = translation.hypotheses, language = page.languages[1];
+  const { reference } = page.asked.explore;
   // The first run is compared with the second, all others with the first.
-  const other = translations[number ? 0 : 1]?.hypotheses[0].text ?? best.text;
+  const other = translations[number ? 0 : 1]?.hypotheses[0].text ?? reference ?? best.text;
   const details = (hypothesis) => `score ${fixed(hypothesis.score, 3)} · ${hypothesis.length} subwords`;
   return h("article", { class: "answer", "data-run": translation.run },
     h("h3", {}, dot(number), translation.run),
-    h("p", { class: "best", lang: language, dir: "auto" }, markDifferences(best.text, other, page.asked.explore.reference)),
+    h("p", { class: "best", lang: language, dir: "auto" }, markDifferences(best.text, other, reference)),
     h("p", { class: "score" }, details(best)),
     others.length > 0 && h("ol", { start: 2, "aria-label": "Other translations" }, others.map((each) =>
       h("li", { lang: language }, each.text, " ", h("span", { lang: "en" }, details(each))))));
 }
 
 function showTranslations({ translations }) {
-  const marks = page.asked.explore.reference ? "Underlined words differ; green words are also in the reference." : "Underlined words differ.";
-  byId("translations-note").textContent = `Beam ${page.asked.translate.beam}. A score is the log-probability in nats, divided by the length to the power of the length penalty. ${translations.length > 1 ? marks : ""}`;
+  const { reference } = page.asked.explore, hasOther = translations.length > 1;
+  const marks = [hasOther && "Underlined words differ.", hasOther && reference && "Green words are also in the reference.",
+    !hasOther && reference && "Underlined words are not in the reference."].filter(Boolean).join(" ");
+  byId("translations-note").textContent = `Beam ${page.asked.translate.beam}. A score is the log-probability in nats, divided by the length to the power of the length penalty. ${marks}`;
   byId("answers").replaceChildren(...translations.map(buildAnswer));
 }
 
