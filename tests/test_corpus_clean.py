@@ -14,6 +14,7 @@ from fairseq_plugins.corpus.clean import (
     PlainPart,
     clean_training_text,
     find_first,
+    has_text,
     hash_pair,
     join_whole_text,
     normalize_line,
@@ -166,9 +167,23 @@ def test_parts_are_joined_in_their_order(tmp_path):
     assert read_output(tmp_path) == pairs
 
 
-@pytest.mark.parametrize("line", ["", " ", "\u200b", "\ufffd", "\u2581"])
-def test_outside_training_an_empty_side_is_an_error_that_names_the_line(tmp_path, line):
-    part = write_part(tmp_path, "dev", [("a", "b"), ("c", line)])
-    with pytest.raises(UserError, match="`dev.en` is empty in line 2"):
-        join(tmp_path, part)
+@pytest.mark.parametrize("line", ["", " ", "\u200b", "\ufffd", "\u2581" * 4])
+def test_outside_training_one_empty_line_is_reported_and_more_are_refused(
+    tmp_path, caplog, line
+):
+    pairs = [("a", "b"), ("c", line), ("d", "e"), ("f", line)]
+    assert join(tmp_path, write_part(tmp_path, "dev", pairs[:3])) == {"pairs": 3}
+    assert read_output(tmp_path) == pairs[:3]
+    assert "`dev.en` is empty in line 2 of 3; it stays." in caplog.text
+    for path in (tmp_path / "out").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="`dev.en` is empty in line 2, .* 2 of 4 are"):
+        join(tmp_path, write_part(tmp_path, "dev", pairs))
     assert not list((tmp_path / "out").iterdir())
+    many = [("a", "b")] * 198 + [("c", line)] * 2  # 1 %
+    assert join(tmp_path, write_part(tmp_path, "dev", many)) == {"pairs": 200}
+
+
+@pytest.mark.parametrize("line", ["\ue000", "\U0001fae9", "\U0010fffd", "\U0001fadf"])
+def test_private_and_new_characters_are_text(line):
+    assert has_text(line)

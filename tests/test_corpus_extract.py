@@ -135,6 +135,28 @@ def test_names_in_an_archive_never_become_files(tmp_path):
     assert files == {"t.tgz", "out/s", "out/t"}
 
 
+def test_the_recipe_chooses_the_texts_of_an_xml_file(tmp_path):
+    elements = "".join(
+        f'<{kind}><p><seg id="1">{text}</seg></p></{kind.split()[0]}>'
+        for kind, text in (
+            ('src lang="de"', "eins"),
+            ('ref lang="en" translator="A"', "one"),
+            ('ref lang="en" translator="B"', "a one"),
+            ('hyp lang="en" system="X"', "won"),
+        )
+    )
+    xml = f'<dataset><doc id="d">{elements}</doc></dataset>'
+    (tmp_path / "dev.xml").write_text(xml)
+    for choice, expected in (({"translator": "B"}, "a one"), ({"system": "X"}, "won")):
+        part = make_part("dev")
+        part["source"] = {"file": "dev.xml"}
+        part["target"] = {"file": "dev.xml", **choice}
+        recipe = load(tmp_path, {**GOOD, "train": [part], "valid": [part],
+                                 "test": [part]})  # fmt: skip
+        located = locate(recipe, tmp_path).subsets["valid"][0]
+        assert run(tmp_path, located) == [["eins"], [expected]]
+
+
 def test_every_nth_line_and_the_others_make_up_the_whole(tmp_path):
     taken, _ = run(tmp_path, numbered(tmp_path, 50, every=23))
     rest, other_side = run(tmp_path, numbered(tmp_path, 50, but_every=23))

@@ -83,3 +83,12 @@ def test_pieces_of_subword_nmt_are_not_treated_as_those_of_sentencepiece(folder)
     corpus = PreparedCorpus.load(folder)
     with pytest.raises(UserError, match="`model_type: subword-nmt`.*`bpe`"):
         corpus.spm_model
+
+
+def test_a_folder_whose_path_fairseq_would_split_is_refused(folder):
+    renamed = folder.rename(folder.with_name("a:b"))
+    link = folder.with_name("link")
+    link.symlink_to(renamed)
+    for path in (renamed, renamed / "bin", link):
+        with pytest.raises(UserError, match="must not contain `:`, because fairseq"):
+            PreparedCorpus.load(path)

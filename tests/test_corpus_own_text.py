@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import html
 import lzma
 import random
 import subprocess
@@ -111,6 +112,26 @@ def test_every_form_of_the_same_text_gives_the_same_corpus(
     for subset in ("train", "valid", "test"):
         assert read_given(tmp_path / "out", subset) == read_given(reference, subset)
     assert load_recipe(str(recipe))[1].checks == "refuse"
+
+
+def test_one_xml_file_holds_both_sides(tmp_path: Path, pairs: Pairs) -> None:
+    segments = [
+        "".join(
+            f'<seg id="{number}">{html.escape(pair[side])}</seg>'
+            for number, pair in enumerate(pairs[:9])
+        )
+        for side in (0, 1)
+    ]
+    xml = tmp_path / "set.xml"
+    xml.write_text(
+        f'<dataset><doc id="d"><src lang="en">{segments[0]}</src>'
+        f'<ref lang="fr" translator="A">{segments[1]}</ref></doc></dataset>',
+        encoding="utf-8",
+    )
+    text = write_tsv(tmp_path / "t.tsv", pairs[9:1000])
+    import_text("mine", own((text,), test=(str(xml),)), tmp_path / "out")
+    expected = [(" ".join(s.split()), " ".join(t.split())) for s, t in pairs[:9]]
+    assert read_given(tmp_path / "out", "test") == expected
 
 
 def test_no_side_of_a_drawn_pair_stays_in_train(tmp_path: Path, pairs: Pairs) -> None:

@@ -128,3 +128,10 @@ def test_a_key_given_twice_is_refused(load):
 def test_a_file_without_a_mapping_is_refused(load, content):
     with pytest.raises(UserError, match="mine.yaml"):
         load(content)
+
+
+def test_a_side_has_a_translator_or_a_system(load):
+    part = make_part("dev")
+    part["target"] |= {"translator": "A", "system": "X"}
+    with pytest.raises(UserError, match="either `translator` or `system`, not both"):
+        load({**copy.deepcopy(GOOD), "valid": [part]})

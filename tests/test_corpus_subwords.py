@@ -86,3 +86,47 @@ def test_an_impossible_vocabulary_is_refused_and_leaves_nothing(
     with pytest.raises(UserError, match=message):
         train(texts, vocab_size=vocab_size)
     assert not list(texts[0].parent.glob("joint.*"))
+
+
+def write_long_lines(path: Path, number: int, *, word: str = "kalomi") -> None:
+    path.write_text(f"{word} {'tu ' * 1500}\n" * number, encoding="utf-8")
+
+
+def test_text_of_long_lines_is_learned(texts):
+    short = texts[0].read_text(encoding="utf-8").splitlines(keepends=True)[:3]
+    write_long_lines(texts[0], 200, word="öäü")
+    texts[0].write_text("".join(short) + texts[0].read_text(encoding="utf-8"),
+                        encoding="utf-8")  # fmt: skip
+    model = sentencepiece.SentencePieceProcessor(
+        model_proto=train(texts[:1], vocab_size=40)
+    )
+    assert model.unk_id() not in model.encode("öäü")
+
+
+def test_few_long_lines_are_left_out_and_counted(texts, caplog):
+    lines = texts[0].read_text(encoding="utf-8") * 10
+    write_long_lines(texts[0], 1, word="öäü")
+    texts[0].write_text(lines + texts[0].read_text(encoding="utf-8") + "▅ kalo\n",
+                        encoding="utf-8")  # fmt: skip
+    model = texts[0].with_name("joint.model")
+    counts = subwords.train_sentencepiece(
+        texts, model, model.with_suffix(".vocab"), settings=SETTINGS
+    )
+    assert counts["lines_left_out"] == 2
+    assert "1 of 4,402 lines, which are longer than 4,192 bytes" in caplog.text
+    assert "1 of 4,402 lines, which contain `▅`" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content, settings, cause",
+    [
+        ("\n \n", {}, "needs lines to train on, but all are empty"),
+        ("▅ a\n", {}, "needs lines to train on, but all are empty or contain"),
+        ("a b c\n", {"vocab_size": 999}, "this model: Vocabulary size too high"),
+        ("a b c\n", {"vocab_size": 2}, r"this model: it reports .*\[insert_id"),
+    ],
+)
+def test_the_cause_of_a_failed_training_is_passed_on(texts, content, settings, cause):
+    texts[0].write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=cause):
+        train(texts[:1], **settings)

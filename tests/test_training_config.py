@@ -151,6 +151,12 @@ def test_data_that_is_missing_or_unfinished_is_refused(tmp_path: Path) -> None:
         find_binarized_folder(tmp_path / "half")
 
 
+def test_data_whose_path_fairseq_would_split_is_refused(data: Path) -> None:
+    renamed = data.rename(data.with_name("a:b"))
+    with pytest.raises(UserError, match="must not contain `:`, because fairseq"):
+        digest_data(renamed, ("train",))
+
+
 def test_the_digest_sees_training_data_and_not_another_test_set(data: Path) -> None:
     before = digest_data(data, ("train",))
     (data / "test1.xx-yy.xx.bin").write_text("new")

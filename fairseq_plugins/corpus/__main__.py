@@ -124,9 +124,9 @@ def _parse_arguments(runs: Path) -> argparse.Namespace:
     add("recipe", help="the name of a recipe, or a YAML file in the same format")
     own = parser.add_argument_group(
         "your own text",
-        "One TSV or TMX file with both sides, or two aligned files; plain, .gz, .xz or "
-        ".zst; `-` is a TSV file on the standard input. RECIPE is the name of the new "
-        "corpus. The recipe is written to the output folder.",
+        "One TSV, TMX or XML file with both sides, or two aligned files; plain, .gz, "
+        ".xz or .zst; `-` is a TSV file on the standard input. RECIPE is the name of "
+        "the new corpus. The recipe is written to the output folder.",
     )
     own.add_argument("--langs", nargs=2, metavar=("SOURCE", "TARGET"), help="en fr")
     own.add_argument("--train", nargs="+", metavar="FILE")

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import logging
 import re
 import unicodedata
 from pathlib import Path
@@ -37,9 +38,15 @@ __all__ = [
     "normalize_line",
 ]
 
-# Printable, but dropped by SentencePiece: its own word mark and the replacement
-# character of damaged text.
+logger = logging.getLogger(__name__)
+
+# Visible, but dropped by SentencePiece: its own word mark and the replacement character
+# of damaged text.
 _DROPPED = "\u2581\ufffd"
+# Categories without a visible form. Private-use characters and those that are newer
+# than Python's tables have one.
+_INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")
+_MOST_EMPTY = 0.01  # fraction of a valid or test set
 _SPACES = "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f\x85\u2028\u2029"
 _JOINERS = "\u200c\u200d"  # format characters that some scripts need
 _NO_LETTERS = re.compile(r"[\W\d_]+")
@@ -52,7 +59,7 @@ _LINES_AT_ONCE = 1 << 14
 def has_text(line: str) -> bool:
     """Tell whether SentencePiece would keep anything of a line."""
     return any(
-        char.isprintable() and not char.isspace() and char not in _DROPPED
+        unicodedata.category(char) not in _INVISIBLE and char not in _DROPPED
         for char in line
     )
 
@@ -149,26 +156,44 @@ def join_whole_text(
 ) -> dict[str, int]:
     """Join valid or test text, of which nothing may be dropped.
 
+    Single lines without text are reported and stay.
+
     Raises:
-        UserError: a side is empty; the message names its file and line.
+        UserError: more than one line and more than 1 % of a side have no text; the
+            message names its file and the first such line.
     """
     pairs = 0
     with write_atomically(source, "wb") as source_out, write_atomically(
         target, "wb"
     ) as target_out:
         for part in parts:
+            empty: tuple[list[int], list[int]] = ([], [])
+            number = 0
             with open(part.source, "rb") as first, open(part.target, "rb") as second:
                 for number, lines in enumerate(zip(first, second), start=1):
-                    for line, name in zip(lines, part.names):
+                    for line, found in zip(lines, empty):
                         if not has_text(line.decode()):
-                            raise UserError(
-                                f"`{name}` is empty in line {number}. Only training "
-                                "pairs may be dropped; valid and test must be complete."
-                            )
+                            found.append(number)
                     source_out.write(lines[0])
                     target_out.write(lines[1])
-                    pairs += 1
+            for name, found in zip(part.names, empty):
+                _report_empty(name, found, number)
+            pairs += number
     return {"pairs": pairs}
+
+
+def _report_empty(name: str, lines: list[int], total: int) -> None:
+    if not lines:
+        return
+    place = f"`{name}` is empty in line {lines[0]:,}"
+    if len(lines) > max(1, _MOST_EMPTY * total):
+        raise UserError(
+            f"{place}, and at most {_MOST_EMPTY:.0%} of its lines may be, but "
+            f"{len(lines):,} of {total:,} are. Only training pairs may be dropped; "
+            "valid and test must be complete."
+        )
+    more = f" and {len(lines) - 1:,} others" if lines[1:] else ""
+    logger.warning("Notice: %s%s of %s; it stays.", place, more, f"{total:,}")
 
 
 def clean_training_text(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, Mapping, NamedTuple, Sequence
 
-from fairseq_plugins.corpus.readers import Text, form_of, read_segments
+from fairseq_plugins.corpus.readers import Text, form_of, read_pairs
 from fairseq_plugins.corpus.recipe import Archive, Part, Recipe, TextFile
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import read_lines, write_atomically
@@ -150,15 +149,11 @@ class _Finder:
                 return LocatedPart(part, longer[0], longer[1], index)
         archive = self._find_archive(part.archive) if part.archive else None
         if archive is not None:
-            source, target = (
-                Text(archive, side.members, side.form or form_of(side.members[0]))
-                for side in sides
-            )
+            source, target = (_as_text(archive, side, side.members) for side in sides)
             return LocatedPart(part, source, target)
         if self._smoke:
             samples = [
-                self._find_text(dataclasses.replace(side, form=None), side.sample)
-                for side in sides
+                self._find_text(TextFile(side.file), side.sample) for side in sides
             ]
             if samples[0] and samples[1]:
                 return LocatedPart(part, samples[0], samples[1], is_sample=True)
@@ -176,7 +171,7 @@ class _Finder:
 
     def _find_text(self, side: TextFile, names: Sequence[str]) -> Text | None:
         path = self._find_file(names)
-        return Text(path, (), side.form or form_of(path.name)) if path else None
+        return _as_text(path, side) if path else None
 
     def _find_file(self, patterns: Sequence[str]) -> Path | None:
         for pattern, ending in itertools.product(patterns, _ENDINGS):
@@ -201,6 +196,11 @@ class _Finder:
                 self.archives[folder / name] = self._known[name]
                 return folder / name
         return None
+
+
+def _as_text(path: Path, side: TextFile, members: tuple[str, ...] = ()) -> Text:
+    form = side.form or form_of(members[0] if members else path.name)
+    return Text(path, members, form, side.lang, side.translator, side.system)
 
 
 def _own_names(side: TextFile) -> list[str]:
@@ -247,15 +247,8 @@ def extract(
             names, or the sides have different numbers of segments.
     """
     part = located.part
-    sides = (
-        _Side(located.source, languages[0]),
-        _Side(located.target, languages[1]),
-    )
-    pairs: _Pairs = (
-        (source, target)
-        for source, target in itertools.zip_longest(*sides)
-        if source is not None and target is not None
-    )
+    whole = _WholeText(located, languages)
+    pairs: _Pairs = iter(whole)
     if located.line_numbers is not None:
         pairs = _pick(pairs, located.line_numbers)
     if not located.is_sample:
@@ -273,31 +266,54 @@ def extract(
             if not written % _LINES_BETWEEN_UPDATES:
                 bar.update(_LINES_BETWEEN_UPDATES)
         if limit is None:
-            _check_sides(located, sides, written)
+            whole.check(written)
         if not written:
-            raise UserError(f"`{sides[0].text}` is empty.")
-    lines = sides[0].count
+            raise UserError(f"`{located.source}` is empty.")
+    lines = whole.num_pairs
     return {"lines": lines} if lines == written else {"lines": lines, "pairs": written}
 
 
 _Pairs = Iterator[tuple[bytes, bytes]]
 
 
-class _Side:
-    """The segments of a side, counted and hashed while they are read."""
+class _WholeText:
+    """All pairs of a part, counted and hashed while they are read."""
 
-    def __init__(self, text: Text, language: str) -> None:
-        self.text = text
-        self.count = 0
-        self.sha256 = hashlib.sha256()
-        self._language = language
+    def __init__(self, located: LocatedPart, languages: tuple[str, str]) -> None:
+        self.num_pairs = 0
+        self._located = located
+        self._languages = languages
+        self._digests = (hashlib.sha256(), hashlib.sha256())
 
-    def __iter__(self) -> Iterator[bytes]:
-        for segment in read_segments(self.text, self._language):
-            self.count += 1
-            self.sha256.update(segment + b"\n")
-            # Other white space stays: only a line feed ends a line.
-            yield segment.replace(b"\n", b" ")
+    def __iter__(self) -> _Pairs:
+        source, target = self._located.source, self._located.target
+        for pair in read_pairs(source, target, self._languages):
+            self.num_pairs += 1
+            for digest, segment in zip(self._digests, pair):
+                digest.update(segment + b"\n")
+            yield pair
+
+    def check(self, written: int) -> None:
+        """Compare what was read, and the number of written pairs, with the recipe."""
+        part, source, target = self._located[:3]
+        has_index = self._located.line_numbers is not None
+        is_thinned = part.every is not None or part.but_every is not None
+        lines = written if has_index else self.num_pairs
+        if part.lines is not None and lines != part.lines and not is_thinned:
+            raise UserError(
+                f"`{source}` and `{target}` must have {part.lines:,} lines, but have "
+                f"{lines:,}. {_OTHER_TEXT}"
+            )
+        if has_index:
+            return  # the digests are those of the part, and a longer text was read
+        files = (part.source, part.target)
+        for text, file, sha256 in zip((source, target), files, self._digests):
+            digest = sha256.hexdigest()
+            if file.sha256 not in (None, digest):
+                raise UserError(
+                    f"`{text}` must hold the text with sha256 {file.sha256}, but its "
+                    f"text has {digest}. {_OTHER_TEXT}"
+                )
 
 
 def _pick(pairs: _Pairs, index: Path) -> _Pairs:
@@ -342,33 +358,3 @@ def _detokenize(pairs: _Pairs, name: str, languages: tuple[str, str]) -> _Pairs:
             join_source(source.decode().split()).encode(),
             join_target(target.decode().split()).encode(),
         )
-
-
-def _check_sides(
-    located: LocatedPart, sides: tuple[_Side, _Side], written: int
-) -> None:
-    part, (source, target) = located.part, sides
-    for side in sides:
-        if not side.count:
-            raise UserError(f"`{side.text}` is empty.")
-    if source.count != target.count:
-        raise UserError(
-            f"`{source.text}` and `{target.text}` must have equally many lines, but "
-            f"have {source.count:,} and {target.count:,}."
-        )
-    is_thinned = part.every is not None or part.but_every is not None
-    lines = written if located.line_numbers is not None else source.count
-    if part.lines is not None and lines != part.lines and not is_thinned:
-        raise UserError(
-            f"`{source.text}` and `{target.text}` must have {part.lines:,} lines, but "
-            f"have {lines:,}. {_OTHER_TEXT}"
-        )
-    if located.line_numbers is not None:
-        return  # the digests are those of the part, and a longer text was read
-    for side, file in zip(sides, (part.source, part.target)):
-        digest = side.sha256.hexdigest()
-        if file.sha256 not in (None, digest):
-            raise UserError(
-                f"`{side.text}` must hold the text with sha256 {file.sha256}, but its "
-                f"text has {digest}. {_OTHER_TEXT}"
-            )

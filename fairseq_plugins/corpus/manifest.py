@@ -6,6 +6,7 @@ complete. Its paths are relative to its folder, which may be moved.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping
@@ -13,7 +14,7 @@ from typing import Mapping
 from fairseq_plugins.utils.errors import UserError, did_you_mean
 from fairseq_plugins.utils.files import read_json
 
-__all__ = ["FORMAT", "MANIFEST", "PreparedCorpus", "Subset"]
+__all__ = ["FORMAT", "MANIFEST", "PreparedCorpus", "Subset", "refuse_split_path"]
 
 MANIFEST = "manifest.json"
 FORMAT = "fairseq-soft-topk corpus, 1"
@@ -68,6 +69,7 @@ class PreparedCorpus:
                 ``scripts/prepare.py``; or the manifest cannot be used.
         """
         manifest = _find_manifest(path)
+        refuse_split_path(manifest.parent)
         content = read_json(manifest)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UserError(f"`{manifest}` is no manifest of scripts/prepare.py.")
@@ -129,6 +131,20 @@ class PreparedCorpus:
                 f"It has {listed}."
             )
         return key, self.subsets[key]
+
+
+def refuse_split_path(folder: Path) -> None:
+    """Refuse a data folder that fairseq would take for several.
+
+    Raises:
+        UserError: its path contains a colon.
+    """
+    whole = folder.resolve()
+    if os.pathsep in str(whole):
+        raise UserError(
+            f"the path of a data folder must not contain `{os.pathsep}`, because "
+            f"fairseq splits it there, but is `{whole}`. Rename the folder."
+        )
 
 
 def _find_manifest(path: Path) -> Path:

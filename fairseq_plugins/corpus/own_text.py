@@ -15,7 +15,7 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import yaml
 
-from fairseq_plugins.corpus.readers import Text, form_of, read_segments
+from fairseq_plugins.corpus.readers import Text, form_of, read_pairs, read_segments
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import (
     read_json,
@@ -40,7 +40,7 @@ class OwnText:
     """The files of a corpus, as given on the command line.
 
     Attributes:
-        train: one file that holds both sides (TSV or TMX), or one for each side.
+        train: one file that holds both sides (TSV, TMX or XML), or one for each side.
             ``-`` is a TSV file on the standard input.
         valid: the same, or one number: draw so many pairs from ``train``.
         test: like ``valid``.
@@ -199,31 +199,20 @@ def _reader(files: Sequence[str], own: OwnText) -> Callable[[], Iterator[Pair]]:
     paths = [_existing(file) for file in files]
     if len(paths) == 2:
         return lambda: _read_aligned(paths, own.languages)
-    if form_of(paths[0].name) == "tmx":
+    if form_of(paths[0].name) in ("sgm", "tmx"):
         return lambda: _read_aligned([paths[0], paths[0]], own.languages)
     return lambda: _read_tsv(paths[0], own.columns)
 
 
-def _read_aligned(paths: Sequence[Path], languages: Sequence[str]) -> Iterator[Pair]:
-    sides = [
-        read_segments(Text(path, (), form_of(path.name)), language)
-        for path, language in zip(paths, languages)
-    ]
-    for number, (source, target) in enumerate(itertools.zip_longest(*sides), start=1):
-        if source is None or target is None:
-            counts = [sum(1 for _ in side) + number for side in sides]
-            shorter, longer = (0, 1) if source is None else (1, 0)
-            counts[shorter] = number - 1
-            raise UserError(
-                f"`{paths[0]}` and `{paths[1]}` must have equally many lines, but have "
-                f"{counts[0]:,} and {counts[1]:,}; `{paths[longer]}` is the longer one."
-            )
-        yield _decode(source), _decode(target)
+def _read_aligned(paths: Sequence[Path], languages: tuple[str, str]) -> Iterator[Pair]:
+    source, target = (Text(path, (), form_of(path.name)) for path in paths)
+    for pair in read_pairs(source, target, languages):
+        yield pair[0].decode(), pair[1].decode()
 
 
 def _read_tsv(path: Path, columns: tuple[str, str] | None) -> Iterator[Pair]:
     rows: Iterator[list[str]] = (
-        _decode(line).split("\t") for line in read_segments(Text(path, (), "plain"), "")
+        line.decode().split("\t") for line in read_segments(Text(path, (), "plain"), "")
     )
     first = next(rows, None)
     if first is None:
@@ -277,10 +266,6 @@ def _find_columns(
             f"`--columns` must be two columns, but is `{columns[0]}` twice."
         )
     return places, has_header
-
-
-def _decode(segment: bytes) -> str:
-    return " ".join(segment.decode("utf-8").removeprefix("\ufeff").split("\n"))
 
 
 def _key(line: str) -> int:

@@ -150,6 +150,12 @@ class _Plan:
             "members": [*located.source.members, *located.target.members],
             "is_sample": located.is_sample,
             **({"limit": limit} if limit else {}),
+            **{
+                f"{side}_{key}": getattr(getattr(part, side), key)
+                for side in ("source", "target")
+                for key in ("lang", "translator", "system")
+                if getattr(getattr(part, side), key) is not None
+            },
         }
         return Stage(
             name=f"text-{subset}-{part.name}",

@@ -79,9 +79,13 @@ class TextFile:
             may itself be compressed, and may also lie unpacked in ``--source``.
         local: other names of the same text in ``--source``, with wildcards.
         sample: names of texts of the same kind that ``--smoke`` may use instead.
-        form: ``plain`` (one segment per line), ``sgm`` (``<seg>`` elements), ``tmx`` or
-            ``ted`` (IWSLT's training text with its ``<tags>``). By default the ending
-            of the name determines the form.
+        form: ``plain`` (one segment per line), ``sgm`` (``<seg>`` elements of SGML and
+            XML), ``tmx`` or ``ted`` (IWSLT's training text with its ``<tags>``). By
+            default the ending of the name determines the form.
+        lang: the language code in a TMX or XML file, if it is not the recipe's.
+        translator: of the reference to read, if an XML file has several. In SGML this
+            is the ``sysid`` of the reference.
+        system: read the output of this system instead of a reference.
     """
 
     file: str
@@ -90,10 +94,15 @@ class TextFile:
     local: tuple[str, ...] = ()
     sample: tuple[str, ...] = ()
     form: str | None = None
+    lang: str | None = None
+    translator: str | None = None
+    system: str | None = None
 
     def __post_init__(self) -> None:
         _check_file_name(self.file)
         _check_digest("sha256", self.sha256, 64)
+        if self.translator is not None and self.system is not None:
+            raise UserError("a side has either `translator` or `system`, not both.")
         if self.form is not None and self.form not in _FORMS:
             raise UserError(
                 f"`form` must be one of {', '.join(_FORMS)}, but is `{self.form}`."

@@ -41,7 +41,7 @@ def lock_output_dir(folder: Path) -> Iterator[None]:
     Raises:
         UserError: the folder cannot be created, is in use or holds other files.
     """
-    whole = folder.absolute()
+    whole = folder.resolve()
     for separator in {",", os.pathsep} & set(str(whole)):  # fairseq splits paths there
         raise UserError(f"`--out` must not contain `{separator}`, but is `{whole}`.")
     try:

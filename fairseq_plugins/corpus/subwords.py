@@ -11,6 +11,7 @@ import functools
 import importlib
 import io
 import itertools
+import logging
 import random
 import re
 from pathlib import Path
@@ -35,12 +36,20 @@ __all__ = [
     "train_sentencepiece",
 ]
 
+logger = logging.getLogger(__name__)
+
 _WORD_MARK = "\u2581"
 _MOST_WORDS = 200_000  # in the cache of their pieces: some 50 MB per process
 # Unigram sums probabilities thread by thread, so the number of threads changes the
 # model and must not depend on the machine. 16 is SentencePiece's own default.
 _THREADS = 16
 _SPACES = re.compile(r"\s+")
+# SentencePiece leaves out longer lines, in bytes, and lines with its mark of unknown
+# pieces. A few long lines are left out as by default, so that models stay the same;
+# otherwise the limit follows the data.
+_MOST_BYTES = 4192
+_MOST_LONG_LINES = 0.001
+_RESERVED = "\u2585"
 
 
 class EncodedBlock(NamedTuple):
@@ -115,15 +124,23 @@ def train_sentencepiece(
 ) -> dict[str, int]:
     """Train on the lines of ``texts``; the same text gives the same bytes.
 
+    Returns:
+        the size of the ``vocabulary`` and, if there are any, the ``lines_left_out``.
+
     Raises:
         UserError: SentencePiece cannot make such a model from this text.
     """
+    sample = functools.partial(
+        sample_lines, texts, max_lines=settings.max_lines, seed=settings.seed
+    )
+    most_bytes, left_out = _find_longest_line(sample())
+    # A model records every option that is given, even if it is the default.
+    is_default = most_bytes == _MOST_BYTES
+    options: dict[str, Any] = {} if is_default else {"max_sentence_length": most_bytes}
     trained = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=sample_lines(
-                texts, max_lines=settings.max_lines, seed=settings.seed
-            ),
+            sentence_iterator=sample(),
             # In memory, because SentencePiece does not write atomically.
             model_writer=trained,
             vocab_size=settings.vocab_size,
@@ -131,10 +148,11 @@ def train_sentencepiece(
             character_coverage=settings.character_coverage,
             num_threads=_THREADS,
             minloglevel=2,
+            **options,
         )
     except RuntimeError as error:
         # "INTERNAL: FILE(LINE) [CONDITION] explanation"
-        reason = str(error).rpartition("] ")[2]
+        reason = str(error).rpartition("] ")[2] or f"it reports {str(error).strip()}"
         raise UserError(f"SentencePiece cannot make this model: {reason}") from None
     processor = sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
     with write_atomically(model, "wb") as stream:
@@ -143,7 +161,49 @@ def train_sentencepiece(
         for piece in range(len(processor)):
             score = processor.get_score(piece)
             stream.write(f"{processor.id_to_piece(piece)}\t{score:g}\n")
-    return {"vocabulary": len(processor)}
+    counts = {"vocabulary": len(processor)}
+    return {**counts, "lines_left_out": left_out} if left_out else counts
+
+
+def _find_longest_line(lines: Iterator[str]) -> tuple[int, int]:
+    """Return the longest line to train on, in bytes, and how many are left out.
+
+    Raises:
+        UserError: no line is left.
+    """
+    total = num_long = num_reserved = 0
+    longest = _MOST_BYTES
+    for line in lines:
+        if not line.strip():
+            continue
+        total += 1
+        if _RESERVED in line:
+            num_reserved += 1
+        # A character has at most four bytes.
+        elif 4 * len(line) > _MOST_BYTES and len(line.encode()) > _MOST_BYTES:
+            num_long += 1
+            longest = max(longest, len(line.encode()))
+    if total == num_reserved:
+        raise UserError(
+            "SentencePiece needs lines to train on, but all are empty or contain its "
+            f"mark `{_RESERVED}`."
+        )
+    if num_long > _MOST_LONG_LINES * total:
+        most_bytes, num_long = longest, 0
+    else:
+        most_bytes = _MOST_BYTES
+    for number, why in (
+        (num_long, f"are longer than {_MOST_BYTES:,} bytes"),
+        (num_reserved, f"contain `{_RESERVED}`"),
+    ):
+        if number:
+            logger.warning(
+                "Notice: SentencePiece is not trained on %s of %s lines, which %s.",
+                f"{number:,}",
+                f"{total:,}",
+                why,
+            )
+    return most_bytes, num_long + num_reserved
 
 
 def train_merges(

@@ -25,7 +25,11 @@ import hashlib
 from pathlib import Path
 from typing import Any, Iterable
 
-from fairseq_plugins.corpus.manifest import MANIFEST, PreparedCorpus
+from fairseq_plugins.corpus.manifest import (
+    MANIFEST,
+    PreparedCorpus,
+    refuse_split_path,
+)
 from fairseq_plugins.utils.arguments import parse_assignment
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import sha256_of
@@ -164,8 +168,10 @@ def find_binarized_folder(data: Path) -> Path:
     """Return the folder that fairseq reads: that of the corpus, or ``data`` itself.
 
     Raises:
-        UserError: there is no data, or its preparation was not completed.
+        UserError: there is no data, its preparation was not completed, or fairseq would
+            split its path.
     """
+    refuse_split_path(data)
     if (data / MANIFEST).is_file():
         return PreparedCorpus.load(data).bin_dir
     if any(data.glob("dict.*.txt")):
