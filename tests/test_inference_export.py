@@ -13,7 +13,9 @@ import pytest
 from conftest import ROOT
 from test_inference import run_script, train
 
+from fairseq_plugins.evaluation.evaluate import choose_checkpoint
 from fairseq_plugins.inference.export import QUANTIZATIONS, export_run
+from fairseq_plugins.training.run_folder import RunFolder
 from fairseq_plugins.utils.errors import UserError
 
 
@@ -45,7 +47,8 @@ def other_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if done.returncode:
         pytest.skip(f"{packages} cannot be installed: {done.stderr[-500:]}")
     for name in ("torch", "fairseq", "fairseq_plugins"):
-        assert subprocess.run([python, "-I", "-c", f"import {name}"]).returncode
+        command = [python, "-I", "-c", f"import {name}"]
+        assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode
     return python
 
 
@@ -166,6 +169,13 @@ def test_output_is_not_overwritten_and_has_the_right_name(tmp_path: Path) -> Non
         export_run(tmp_path, tmp_path, to="ctranslate2")
     with pytest.raises(UserError, match="must write a file `NAME.argosmodel`"):
         export_run(tmp_path, tmp_path / "model.zip", to="argos")
+
+
+def test_average_is_the_checkpoint_that_average_py_writes(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "checkpoint_average.pt"
+    path.parent.mkdir()
+    path.touch()
+    assert choose_checkpoint(RunFolder(tmp_path), "average").path == path
 
 
 def test_a_corpus_of_subword_nmt_is_refused(tmp_path: Path) -> None:
