@@ -1,7 +1,4 @@
-"""Values that change with the number of updates, and nothing else.
-
-Depending on the number of updates alone, they go on where they were when a run resumes.
-"""
+"""Values that depend only on the number of updates, so a resumed run keeps them."""
 
 from __future__ import annotations
 
@@ -9,12 +6,12 @@ __all__ = ["geometric", "stepwise"]
 
 
 def geometric(start: float, end: float, updates: int, num_updates: int) -> float:
-    """Go from ``start`` to ``end`` in ``updates`` updates by a constant factor.
+    """Interpolate geometrically from ``start`` to ``end``.
 
     Args:
         start: value at update 0, positive.
         end: value from update ``updates`` on, positive.
-        updates: length of the way; 0 is ``end`` from the first update.
+        updates: number of updates between both; 0 returns ``end`` at once.
         num_updates: number of updates done so far.
     """
     if num_updates >= updates:
@@ -23,7 +20,7 @@ def geometric(start: float, end: float, updates: int, num_updates: int) -> float
 
 
 def stepwise(start: int, end: int, updates: int, num_updates: int) -> int:
-    """Go from ``start`` to ``end`` in equal stays at the whole numbers between them.
+    """Step through the whole numbers from ``start`` to ``end``, each equally long.
 
     ``end`` is reached at update ``updates``. Arguments as in `geometric`.
     """
