@@ -183,7 +183,11 @@ def _parse_arguments() -> argparse.Namespace:
         "runs", nargs="*", metavar="RUN", help="run folders, then the file to translate"
     )
     add("-o", "--output", type=Path, metavar="OUT", help="default: standard output")
-    add("--checkpoint", default="best", help="best, last, average or a path")
+    add(
+        "--checkpoint",
+        help="best, last, average or a path; default: best if the run chose it by "
+        "validation BLEU, otherwise last",
+    )
     add("--beam", type=at_least(1), default=5, help="default: %(default)s")
     add("--nbest", type=at_least(1), default=1, help="hypotheses per line")
     add("--lenpen", type=float, default=1.0, help="exponent of the length")

@@ -20,14 +20,16 @@ logger = logging.getLogger(__name__)
 
 
 def load_runs(
-    runs: Sequence[Path], *, checkpoint: str = "best", **options: Any
+    runs: Sequence[Path], *, checkpoint: str | None = None, **options: Any
 ) -> Translator:
     """Return the translator of a run, or the ensemble of several.
 
     Args:
         runs: folders that ``scripts/train.py`` wrote.
         checkpoint: ``best``, ``last``, ``average`` (``checkpoint_average.pt`` of
-            ``scripts/average.py``), or the path of a checkpoint.
+            ``scripts/average.py``), or the path of a checkpoint. By default ``best``
+            if the run measured validation BLEU to choose it, otherwise ``last``: the
+            lowest cross entropy is not the best model of beam-aware training.
         options: of :class:`Translator`.
 
     Raises:
@@ -46,7 +48,10 @@ def load_runs(
                 f"subwords, but those of `{run}` ({corpus.folder}) differ from those "
                 f"of `{runs[0]}` ({corpora[0].folder})."
             )
-    checkpoints = [choose_checkpoint(folder, checkpoint).path for folder in folders]
+    checkpoints = [
+        choose_checkpoint(folder, checkpoint or _default_checkpoint(folder)).path
+        for folder in folders
+    ]
     for path in checkpoints:
         logger.info("model: %s", path)
     corpus = corpora[0]
@@ -87,6 +92,11 @@ def load_data_bin(
         )
     codec = SentencePieceCodec(sentencepiece_model)
     return Translator(checkpoints, data_bin, None, codec, **options)
+
+
+def _default_checkpoint(folder: RunFolder) -> str:
+    metric = folder.read_config().get("best_checkpoint_metric")
+    return "best" if metric == "bleu" else "last"
 
 
 def _vocabulary(corpus: PreparedCorpus) -> tuple[str, ...]:
