@@ -279,15 +279,19 @@ def test_nbest_lists_need_a_format_that_holds_them(runs: dict[str, Path]) -> Non
     assert "`--nbest` must be 1 with `--format text`" in done.stderr
 
 
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_number_of_lines(translator: Translator) -> None:
+@pytest.mark.parametrize(
+    "num_lines", [20_000, pytest.param(200_000, marks=pytest.mark.soak)]
+)
+def test_memory_does_not_grow_with_the_number_of_lines(
+    translator: Translator, num_lines: int
+) -> None:
     options = SearchOptions(beam=1, max_len_b=2)
     lines = [f"the report {n} is late." for n in range(2000)]
     for _ in translator.translate(lines, options, buffer_lines=1000):
         pass
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    many = (f"the report {n % 5000} is late." for n in range(200_000))
+    many = (f"the report {n % 5000} is late." for n in range(num_lines))
     count = sum(1 for _ in translator.translate(many, options, buffer_lines=1000))
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert count == 200_000
+    assert count == num_lines
     assert after - before < 50_000  # kilobytes
