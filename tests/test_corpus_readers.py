@@ -165,6 +165,25 @@ def test_a_damaged_archive_is_named(tmp_path, damage):
         read(path, members=["a"], form="plain")
 
 
+@pytest.mark.parametrize("damage", ["none", "cut", "changed", "other"])
+def test_a_zstandard_file_is_read_to_its_end_or_refused(tmp_path, damage):
+    zstandard = pytest.importorskip("zstandard")
+    lines = b"".join(b"%d %d\n" % (i, i * i % 977) for i in range(20_000))
+    frame = zstandard.ZstdCompressor(write_checksum=True).compress(lines)
+    middle = len(frame) // 2
+    (path,) = write(tmp_path, t_en_zst={
+        "none": frame + frame,
+        "cut": frame + frame[:middle],
+        "changed": frame[:middle] + bytes(99) + frame[middle + 99 :],
+        "other": b"no archive",
+    }[damage])  # fmt: skip
+    if damage == "none":
+        assert "".join(line + "\n" for line in read(path)).encode() == 2 * lines
+    else:
+        with pytest.raises(UserError, match="t.en.zst` is a damaged archive"):
+            read(path)
+
+
 @pytest.mark.parametrize(
     "name, content, message",
     [

@@ -22,7 +22,7 @@ import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Iterator, NamedTuple, Sequence
+from typing import IO, Any, Iterator, NamedTuple, Sequence
 from xml.etree import ElementTree
 
 from fairseq_plugins.utils.errors import UserError
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _FORMS = {".sgm": "sgm", ".xml": "sgm", ".tmx": "tmx"}
 _BUFFER = 1 << 20
+_PACKED_BUFFER = 1 << 14  # small, because zstandard may expand it a thousandfold
 _GZIP_MAGIC, _XZ_MAGIC = b"\x1f\x8b", b"\xfd7zXZ\x00"
 _BOM = "\ufeff".encode()
 # SGML is seldom well-formed XML, so no parser of XML can read it.
@@ -302,11 +303,45 @@ def _decompress(stream: IO[bytes], name: str) -> IO[bytes]:
                 f"`{name}` can only be read if zstandard is installed: pip install "
                 "zstandard."
             ) from None
-        reader = zstandard.ZstdDecompressor().stream_reader(
-            stream, read_across_frames=True
-        )
-        return io.BufferedReader(reader, _BUFFER)
+        return io.BufferedReader(_ZstdFile(stream, zstandard), _BUFFER)
     return stream
+
+
+class _ZstdFile(io.RawIOBase):
+    """All frames of a file; zstandard's own reader takes a cut frame for the end.
+
+    Raises:
+        EOFError: the file is damaged or ends within a frame.
+    """
+
+    def __init__(self, stream: IO[bytes], zstandard: Any) -> None:
+        self._stream = stream
+        self._zstandard = zstandard
+        self._frame: Any = None
+        self._packed = self._text = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._text:
+            self._packed = self._packed or self._stream.read(_PACKED_BUFFER)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("it ends within a frame")
+                return 0
+            if self._frame is None:
+                self._frame = self._zstandard.ZstdDecompressor().decompressobj()
+            try:
+                self._text = self._frame.decompress(self._packed)
+            except self._zstandard.ZstdError as error:
+                raise EOFError(error) from None
+            self._packed = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame = None
+        size = min(len(buffer), len(self._text))
+        buffer[:size], self._text = self._text[:size], self._text[size:]
+        return size
 
 
 def _read_form(stream: IO[bytes], text: Text, language: str) -> Iterator[_Segment]:
