@@ -202,3 +202,11 @@ def test_wrong_problems_are_refused(problem, anchors, capacities, epsilon, messa
         sinkhorn(
             problem[0], torch.tensor(anchors), torch.tensor(capacities), epsilon=epsilon
         )
+
+
+def test_neuralsort_is_exact_in_float32_at_every_scale(rng):
+    scores = 1e4 * torch.randn(4, 40, generator=rng)
+    for epsilon in (1e-6, 1.0, 1e4, 1e6):
+        rough = neuralsort_topk(scores, 5, epsilon=epsilon)
+        exact = neuralsort_topk(scores.double(), 5, epsilon=epsilon)
+        torch.testing.assert_close(rough.double(), exact, rtol=0, atol=2e-6)

@@ -216,7 +216,8 @@ def test_arguments_are_unchanged_and_shapes_are_kept(rng):
     [
         ({"k": 9}, r"`k` must be between 1 and 4 \(the number .*\), but is 9\."),
         ({"k": 0}, "`k` must be between 1 and 4"),
-        ({"k": 1.5}, "`k` must be an integer or a tensor, but is 1.5"),
+        ({"k": 4.5}, r"`k` must be above 0 and at most 4 .*, but is 4.5"),
+        ({"k": True}, "`k` must be an integer or a tensor, but is True"),
         ({"k": torch.ones(3)}, r"`k` .* has shape \(3,\)"),
         ({"epsilon": 0.0}, "`epsilon` must be a positive number, but is 0.0"),
         ({"epsilon": math.nan}, "`epsilon` must be a positive number, but is nan"),

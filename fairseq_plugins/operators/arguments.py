@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Integral
 from typing import Protocol
 
 import torch
@@ -14,7 +15,10 @@ __all__ = [
     "SortedOperator",
     "check_epsilon",
     "check_k",
+    "check_scores",
+    "expand_epsilon",
     "expand_k",
+    "expand_per_row",
     "for_each_k",
     "full_precision",
     "orient_scores",
@@ -23,31 +27,60 @@ __all__ = [
 ]
 
 
-def check_k(k: int | Tensor, num_candidates: int) -> None:
-    """Raise ``ValueError`` unless 1 <= ``k`` <= ``num_candidates``.
+# Beyond these bounds scores / epsilon leaves the range of float32.
+MIN_EPSILON, MAX_EPSILON = 1e-30, 1e30
 
-    The values of a tensor are not checked, which would wait for the device.
-    """
-    if isinstance(k, Tensor):
-        return
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise ValueError(f"`k` must be an integer or a tensor, but is {k!r}.")
+
+def check_k(k: int, num_candidates: int) -> int:
+    """Return ``k`` as an int, or raise ``ValueError`` unless 1 <= k <= n."""
+    if isinstance(k, bool) or not isinstance(k, int):  # NumPy's integers are no int
+        if isinstance(k, bool) or not isinstance(k, Integral):
+            raise ValueError(f"`k` must be an integer or a tensor, but is {k!r}.")
+        k = int(k)
     if not 1 <= k <= num_candidates:
         raise ValueError(
             f"`k` must be between 1 and {num_candidates} (the number of candidates), "
             f"but is {k}."
         )
+    return k
 
 
 def expand_k(k: Tensor, values: Tensor) -> Tensor:
     """Return ``k`` as (rows, 1), in the dtype of ``values`` of shape (..., n)."""
-    return _per_row("k", k, values).reshape(-1, 1)
+    leading = values.shape[:-1]
+    return expand_per_row("k", k, leading).to(values.dtype).reshape(-1, 1)
 
 
 def check_epsilon(epsilon: float) -> None:
-    """Raise ``ValueError`` unless ``epsilon`` is a positive finite number."""
-    if not (epsilon > 0 and math.isfinite(epsilon)):
+    """Raise ``ValueError`` unless ``epsilon`` is a positive number in range."""
+    if not epsilon > 0:
         raise ValueError(f"`epsilon` must be a positive number, but is {epsilon}.")
+    if not MIN_EPSILON <= epsilon <= MAX_EPSILON:
+        raise ValueError(
+            f"`epsilon` must be between {MIN_EPSILON:g} and {MAX_EPSILON:g}, "
+            f"but is {epsilon}."
+        )
+
+
+def expand_epsilon(epsilon: Tensor, values: Tensor) -> Tensor:
+    """Return one epsilon per row of ``values``, (...); NaN where it is out of range.
+
+    Raising an error instead would wait for the device.
+    """
+    per_row = expand_per_row("epsilon", epsilon, values.shape[:-1]).to(values.dtype)
+    is_in_range = (per_row >= MIN_EPSILON) & (per_row <= MAX_EPSILON)
+    return torch.where(is_in_range, per_row, math.nan)
+
+
+def check_scores(scores: Tensor) -> None:
+    """Raise ``ValueError`` unless ``scores`` are floating point, (..., n), n >= 1."""
+    if not scores.is_floating_point():
+        raise ValueError(f"`scores` must be floating point, but is {scores.dtype}.")
+    if scores.dim() == 0 or scores.size(-1) == 0:
+        raise ValueError(
+            "`scores` must have at least one candidate in its last dimension, "
+            f"but has shape {tuple(scores.shape)}."
+        )
 
 
 def orient_scores(scores: Tensor, mask: Tensor | None, largest: bool) -> Tensor:
@@ -61,28 +94,25 @@ def orient_scores(scores: Tensor, mask: Tensor | None, largest: bool) -> Tensor:
     Raises:
         ValueError: ``scores`` or ``mask`` has the wrong dtype or shape.
     """
-    if not scores.is_floating_point():
-        raise ValueError(f"`scores` must be floating point, but is {scores.dtype}.")
-    if scores.dim() == 0 or scores.size(-1) == 0:
-        raise ValueError(
-            "`scores` must have at least one candidate in its last dimension, "
-            f"but has shape {tuple(scores.shape)}."
-        )
+    check_scores(scores)
     values = scores if scores.dtype == torch.float64 else scores.float()
     if not largest:
         values = -values
     if mask is None:
         return values
+    return values.masked_fill(~_expand_mask(mask, scores), -math.inf)
+
+
+def _expand_mask(mask: Tensor, scores: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         raise ValueError(f"`mask` must be boolean (True = valid), but is {mask.dtype}.")
     try:
-        mask = mask.expand_as(scores)
+        return mask.expand_as(scores)
     except RuntimeError:
         raise ValueError(
             f"`mask` must broadcast to the shape of `scores`, {tuple(scores.shape)}, "
             f"but has shape {tuple(mask.shape)}."
         ) from None
-    return values.masked_fill(~mask, -math.inf)
 
 
 def scale_by_epsilon(values: Tensor, epsilon: float | Tensor) -> tuple[Tensor, float]:
@@ -95,13 +125,12 @@ def scale_by_epsilon(values: Tensor, epsilon: float | Tensor) -> tuple[Tensor, f
     Args:
         values: from `orient_scores`, shape (..., n).
         epsilon: a number, or a tensor that broadcasts to shape (...); rows whose
-            epsilon is not positive become NaN (checking would wait for the device).
+            epsilon is out of range become NaN.
     """
     if not isinstance(epsilon, Tensor):
         check_epsilon(epsilon)
         return values, float(epsilon)
-    per_row = _per_row("epsilon", epsilon, values)
-    per_row = torch.where(per_row > 0, per_row, math.nan).unsqueeze(-1)
+    per_row = expand_epsilon(epsilon, values).unsqueeze(-1)
     center = values.detach().amax(-1, keepdim=True)
     center = torch.where(center.isfinite(), center, 0)
     # -inf / epsilon would turn the gradient of epsilon into NaN.
@@ -112,25 +141,29 @@ def scale_by_epsilon(values: Tensor, epsilon: float | Tensor) -> tuple[Tensor, f
 
 def prepare_scores(
     scores: Tensor,
-    k: int | Tensor,
+    k: int,
     *,
     epsilon: float | Tensor,
     mask: Tensor | None,
     largest: bool,
-) -> tuple[Tensor, float]:
-    """Check the arguments of an operator; return scores to maximize and epsilon."""
+) -> tuple[Tensor, int, float]:
+    """Check the arguments of an operator; return scores to maximize, k and epsilon."""
     values = orient_scores(scores, mask, largest)
-    check_k(k, values.size(-1))
-    return scale_by_epsilon(values, epsilon)
+    k = check_k(k, values.size(-1))
+    values, epsilon = scale_by_epsilon(values, epsilon)
+    return values, k, epsilon
 
 
-def _per_row(name: str, value: Tensor, values: Tensor) -> Tensor:
+def expand_per_row(name: str, value: Tensor, leading: torch.Size) -> Tensor:
+    """Return ``value`` expanded to ``leading``, the shape of the rows."""
+    if value.is_complex():
+        raise ValueError(f"`{name}` must be real, but is {value.dtype}.")
     try:
-        return value.to(values.dtype).expand(values.shape[:-1])
+        return value.expand(leading)
     except RuntimeError:
         raise ValueError(
             f"`{name}` must be a number or broadcast to the leading shape of "
-            f"`scores`, {tuple(values.shape[:-1])}, but has shape {tuple(value.shape)}."
+            f"`scores`, {tuple(leading)}, but has shape {tuple(value.shape)}."
         ) from None
 
 
@@ -177,19 +210,20 @@ def for_each_k(
     Raises:
         ValueError: ``k`` does not hold integers, or one is out of its range.
     """
+    check_scores(scores)
     leading, num_candidates = scores.shape[:-1], scores.size(-1)
     if k.is_floating_point() or k.dtype == torch.bool:
         raise ValueError(f"`k` must hold integers to count ranks, but is {k.dtype}.")
-    ranks = k.expand(leading).reshape(-1)
+    ranks = expand_per_row("k", k, leading).reshape(-1)
     values = [int(value) for value in ranks.unique() if value != 0]
     for value in values:
         check_k(value, num_candidates)
     widest = max(values, default=0)
     rows = scores.reshape(-1, num_candidates)
     if mask is not None:
-        mask = mask.expand_as(scores).reshape(-1, num_candidates)
+        mask = _expand_mask(mask, scores).reshape(-1, num_candidates)
     if isinstance(epsilon, Tensor):
-        epsilon = epsilon.expand(leading).reshape(-1)
+        epsilon = expand_per_row("epsilon", epsilon, leading).reshape(-1)
     result = rows.new_zeros(*rows.shape, widest)
     for value in values:
         at = (ranks == value).nonzero().squeeze(-1)

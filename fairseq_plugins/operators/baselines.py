@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .arguments import (
     SortedOperator,
@@ -86,6 +87,12 @@ def sinkhorn(
     _check_masses(scores, anchors, capacities)
     log_kernel = _compute_log_kernel(scores, anchors, epsilon, mask)
     log_capacities = capacities.to(scores.dtype).log()
+    return _iterate(log_kernel, log_capacities, tolerance, max_iterations)
+
+
+def _iterate(
+    log_kernel: Tensor, log_capacities: Tensor, tolerance: float, max_iterations: int
+) -> SinkhornResult:
     column = torch.zeros_like(log_kernel[..., :1, :])
     for iteration in range(1, max_iterations + 1):
         row = -torch.logsumexp(log_kernel + column, -1, keepdim=True)
@@ -94,7 +101,7 @@ def sinkhorn(
             continue
         plan = (log_kernel + row + column).exp()
         residual = (plan.sum(-1) - 1).abs().amax(-1)
-        if bool((residual <= tolerance).all()):
+        if not bool((residual > tolerance).any()):  # NaN does not converge
             break
     return SinkhornResult(plan, residual, iteration)
 
@@ -142,7 +149,7 @@ def nested_soft_topk(
         return for_each_k(
             nested_soft_topk, scores, k, epsilon=epsilon, mask=mask, largest=largest
         )
-    values, epsilon = prepare_scores(
+    values, k, epsilon = prepare_scores(
         scores, k, epsilon=epsilon, mask=mask, largest=largest
     )
     num_candidates = values.size(-1)
@@ -175,10 +182,11 @@ def softsort_topk(
         return for_each_k(
             softsort_topk, scores, k, epsilon=epsilon, mask=mask, largest=largest
         )
-    values, epsilon = prepare_scores(
+    values, k, epsilon = prepare_scores(
         scores, k, epsilon=epsilon, mask=mask, largest=largest
     )
     best = values.topk(k).values.unsqueeze(-2)  # (..., 1, k)
+    best = best.masked_fill(best[..., :1] == torch.inf, torch.nan)
     values = values.unsqueeze(-1)
     is_filled, is_valid = best != -torch.inf, values != -torch.inf
     # Differences of infinities would turn the gradient into NaN.
@@ -200,48 +208,38 @@ def neuralsort_topk(
     """Return ``softmax_i(((n + 1 - 2 l) s_i - sum_j |s_i - s_j|) / T)``, (..., n, k).
 
     T = epsilon / 2 and l = 1..k is the rank (theorem 4 of the paper). Columns sum to 1,
-    but a candidate may fill several ranks, and every score changes every rank. The sum
-    of distances takes one sort, O(n log n), instead of n^2 differences. Arguments,
-    errors, deleted entries and short rows as in `sorted_soft_topk`.
+    but a candidate may fill several ranks, and every score changes every rank. In
+    descending order the logits of rank l differ by
+
+        logit_(j + 1) - logit_j = (2 (l - j) - 1) (s_j - s_(j + 1)) / T,
+
+    and are summed up from the l-th candidate on. The terms of a sum have one sign, so
+    that nothing cancels. Arguments, errors, deleted entries and short rows as in
+    `sorted_soft_topk`.
     """
     if isinstance(k, Tensor):
         return for_each_k(
             neuralsort_topk, scores, k, epsilon=epsilon, mask=mask, largest=largest
         )
-    values, epsilon = prepare_scores(
+    values, k, epsilon = prepare_scores(
         scores, k, epsilon=epsilon, mask=mask, largest=largest
     )
-    is_valid = values != -torch.inf
-    values = _center(values, is_valid)
-    count = is_valid.sum(-1, keepdim=True).unsqueeze(-1)  # (..., 1, 1)
-    ranks = torch.arange(1, k + 1, device=values.device)
-    slopes = (count + 1 - 2 * ranks).to(values.dtype)  # (..., 1, k)
-    distances = _sum_distances(values, is_valid).unsqueeze(-1)
-    logits = (slopes * values.unsqueeze(-1) - distances) * (2 / epsilon)
-    is_valid = is_valid.unsqueeze(-1)
+    ranked, order = values.sort(-1, descending=True)  # deleted entries come last
+    is_valid = (ranked != -torch.inf).unsqueeze(-1)
+    ranked = ranked.unsqueeze(-1).masked_fill(~is_valid, 0.0)
+    gaps = (ranked[..., :-1, :] - ranked[..., 1:, :]) * is_valid[..., 1:, :]
+    position = torch.arange(values.size(-1), device=values.device).unsqueeze(-1)
+    rank = position[:k, 0]  # position: (n, 1); rank: (k,)
+    steps = (2 * (rank - position[:-1]) - 1) * gaps * (2 / epsilon)  # (..., n - 1, k)
+    later = pad(steps * (position[:-1] >= rank), (0, 0, 1, 0)).cumsum(-2)
+    earlier = pad(steps * (position[:-1] < rank), (0, 0, 0, 1))
+    logits = later - earlier.flip(-2).cumsum(-2).flip(-2)
     logits = logits.masked_fill(~is_valid, torch.finfo(logits.dtype).min)
-    assignment = torch.softmax(logits, -2) * (is_valid & (ranks <= count))
+    is_filled = is_valid[..., :k, :].transpose(-1, -2)
+    assignment = torch.softmax(logits, -2) * (is_valid & is_filled)
+    order = order.unsqueeze(-1).expand_as(assignment)
+    assignment = torch.zeros_like(assignment).scatter(-2, order, assignment)
     return assignment.to(scores.dtype)
-
-
-def _center(values: Tensor, is_valid: Tensor) -> Tensor:
-    """Subtract the mean of each row, which reduces rounding; 0 where deleted."""
-    kept = values.masked_fill(~is_valid, 0.0)
-    count = is_valid.sum(-1, keepdim=True).clamp_min(1)
-    return (kept - kept.detach().sum(-1, keepdim=True) / count) * is_valid
-
-
-def _sum_distances(values: Tensor, is_valid: Tensor) -> Tensor:
-    """Return ``sum_j |s_i - s_j|`` over the valid j, for the valid i, (..., n)."""
-    order = values.masked_fill(~is_valid, -torch.inf).argsort(-1, descending=True)
-    ranked = values.gather(-1, order)  # deleted entries come last and are 0
-    upto = ranked.cumsum(-1)
-    total = upto[..., -1:]
-    position = torch.arange(1, values.size(-1) + 1, device=values.device)
-    count = is_valid.sum(-1, keepdim=True)
-    # `position` scores are at least as high, the others at most; each pair is in a sum.
-    distances = (2 * position - count) * -ranked + 2 * upto - total
-    return torch.zeros_like(values).scatter(-1, order, distances)
 
 
 def hard_topk(
@@ -254,17 +252,19 @@ def hard_topk(
 ) -> Tensor:
     """Return the one-hot assignment of ``scores.topk(k)``, without gradient.
 
-    ``epsilon`` is ignored. Arguments and errors as in `sorted_soft_topk`.
+    The columns of a row with NaN are NaN. ``epsilon`` is ignored. Other arguments and
+    errors as in `sorted_soft_topk`.
     """
     if isinstance(k, Tensor):
         return for_each_k(
             hard_topk, scores, k, epsilon=epsilon, mask=mask, largest=largest
         )
     values = orient_scores(scores, mask, largest)
-    check_k(k, values.size(-1))
-    best = values.topk(k)
+    k = check_k(k, values.size(-1))
+    best = values.topk(k)  # NaN comes first
     chosen = best.indices.unsqueeze(-2)  # (..., 1, k)
-    filled = (best.values != -torch.inf).unsqueeze(-2).to(scores.dtype)
+    filled = (best.values != -torch.inf).to(scores.dtype)
+    filled = filled.masked_fill(best.values[..., :1].isnan(), torch.nan).unsqueeze(-2)
     return scores.new_zeros(*scores.shape, k).scatter(-2, chosen, filled)
 
 
@@ -279,7 +279,7 @@ def sinkhorn_topk(
     """Return `sorted_soft_topk` as published: 200 Sinkhorn iterations with autograd.
 
     It is far from converged when ``epsilon`` is small, which must be a number here.
-    Arguments and errors as in `sorted_soft_topk`; deleted entries need a mask.
+    Arguments, errors, deleted entries and short rows as in `sorted_soft_topk`.
     """
     if isinstance(k, Tensor):
         return for_each_k(
@@ -287,22 +287,21 @@ def sinkhorn_topk(
         )
     if isinstance(epsilon, Tensor):
         raise ValueError("`epsilon` must be a number for the operator `sinkhorn`.")
-    check_epsilon(epsilon)
-    values = orient_scores(scores, None, largest)
-    num_candidates = values.size(-1)
-    check_k(k, num_candidates)
-    num_anchors = k + (k < num_candidates)
-    anchors = torch.arange(num_anchors, dtype=values.dtype, device=values.device)
-    capacities = torch.ones_like(anchors)
-    capacities[-1] += num_candidates - num_anchors
-    result = sinkhorn(
-        -values,
-        anchors,
-        capacities,
-        epsilon=epsilon,
-        mask=None if mask is None else mask.expand_as(scores),
-        max_iterations=PUBLISHED_ITERATIONS,
+    values, k, epsilon = prepare_scores(
+        scores, k, epsilon=epsilon, mask=mask, largest=largest
     )
+    is_valid = values != -torch.inf
+    anchors = torch.arange(k + 1, dtype=values.dtype, device=values.device)
+    costs = -values.masked_fill(~is_valid, 0.0)
+    # A row without valid entries needs some mass, and all goes to the last anchor.
+    is_moved = is_valid | ~is_valid.any(-1, keepdim=True)
+    log_kernel = _compute_log_kernel(costs, anchors, epsilon, is_moved)
+    filled = is_valid.sum(-1, keepdim=True).clamp_max(k)
+    capacities = torch.where(
+        anchors == k, values.size(-1) - filled, (anchors < filled).long()
+    )
+    log_capacities = capacities.to(values.dtype).log().unsqueeze(-2)
+    result = _iterate(log_kernel, log_capacities, 1e-12, PUBLISHED_ITERATIONS)
     return result.plan[..., :k].to(scores.dtype)
 
 

@@ -137,8 +137,8 @@ def soft_knn_loss(
 ) -> Tensor:
     """Return the mean of -log(fraction of the vote for the right class).
 
-    A query whose class gets no vote adds 0. Other arguments and errors as in
-    `soft_knn_log_votes`.
+    A query whose class gets no vote adds 0. Without queries the loss is 0. Other
+    arguments and errors as in `soft_knn_log_votes`.
 
     Args:
         query_labels: integers, shape (q).
@@ -157,7 +157,8 @@ def soft_knn_loss(
         selection=selection,
     )
     right = log_votes.gather(-1, query_labels.unsqueeze(-1)).squeeze(-1)
-    return -torch.where(right == -math.inf, 0.0, right).mean()
+    losses = -torch.where(right == -math.inf, 0.0, right)
+    return losses.mean() if len(losses) else losses.sum()
 
 
 @torch.no_grad()

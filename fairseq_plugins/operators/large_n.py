@@ -87,7 +87,7 @@ def pooled_soft_topk(
         raise ValueError("`k` must be an integer here, but is a tensor.")
     if not tolerance > 0:
         raise ValueError(f"`tolerance` must be positive, but is {tolerance}.")
-    values, epsilon = prepare_scores(
+    values, k, epsilon = prepare_scores(
         scores, k, epsilon=epsilon, mask=mask, largest=largest
     )
     num_candidates = values.size(-1)

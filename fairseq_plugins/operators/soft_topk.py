@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .arguments import expand_k, prepare_scores
+from .arguments import check_k, expand_k, orient_scores, scale_by_epsilon
 from .large_n import compute_long_memberships
 from .threshold import SHORT_ROW, compute_memberships, compute_memberships_and_logits
 
@@ -22,7 +22,7 @@ __all__ = ["soft_topk", "soft_topk_logits"]
 
 def soft_topk(
     scores: Tensor,
-    k: int | Tensor,
+    k: float | Tensor,
     *,
     epsilon: float | Tensor,
     mask: Tensor | None = None,
@@ -36,9 +36,9 @@ def soft_topk(
 
     Args:
         scores: shape (..., n), any floating dtype; computed in float32 or float64.
-        k: how many to select, 1 <= k <= n; or a tensor that broadcasts to shape (...),
-            differentiable and not necessarily whole. In a tensor, k <= 0 selects
-            nothing and k >= n all.
+        k: how many to select: an integer from 1 to n, or a float above 0 that need not
+            be whole; or a tensor that broadcasts to shape (...), with a gradient if
+            floating point. In a tensor, k <= 0 selects nothing and k >= n all.
         epsilon: smoothing in the units of the scores: twice the temperature of the
             sigmoid. A number, or a tensor that broadcasts to shape (...).
         mask: True where valid, broadcastable to ``scores``.
@@ -61,7 +61,7 @@ def soft_topk(
 
 def soft_topk_logits(
     scores: Tensor,
-    k: int | Tensor,
+    k: float | Tensor,
     *,
     epsilon: float | Tensor,
     mask: Tensor | None = None,
@@ -83,20 +83,30 @@ def soft_topk_logits(
 
 def _prepare(
     scores: Tensor,
-    k: int | Tensor,
+    k: float | Tensor,
     epsilon: float | Tensor,
     mask: Tensor | None,
     largest: bool,
 ) -> tuple[Tensor, int | Tensor, float]:
     """Check the arguments; return scores to maximize, (rows, n), k and epsilon."""
-    values, epsilon = prepare_scores(
-        scores, k, epsilon=epsilon, mask=mask, largest=largest
-    )
-    if isinstance(k, Tensor):
-        k = expand_k(k, values)
+    values = orient_scores(scores, mask, largest)
+    if isinstance(k, float):
+        k = _convert_float(k, values)
+    k = expand_k(k, values) if isinstance(k, Tensor) else check_k(k, values.size(-1))
+    values, epsilon = scale_by_epsilon(values, epsilon)
     if values.dim() != 2:
         values = values.reshape(-1, values.size(-1))
     return values, k, epsilon
+
+
+def _convert_float(k: float, values: Tensor) -> int | Tensor:
+    num_candidates = values.size(-1)
+    if not 0 < k <= num_candidates:
+        raise ValueError(
+            f"`k` must be above 0 and at most {num_candidates} (the number of "
+            f"candidates), but is {k}."
+        )
+    return int(k) if k.is_integer() else values.new_full((), k)
 
 
 def _restore(scores: Tensor, rows: Tensor) -> Tensor:

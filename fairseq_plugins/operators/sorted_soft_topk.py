@@ -68,7 +68,7 @@ def sorted_soft_topk(
         return for_each_k(
             sorted_soft_topk, scores, k, epsilon=epsilon, mask=mask, largest=largest
         )
-    values, epsilon = prepare_scores(
+    values, k, epsilon = prepare_scores(
         scores, k, epsilon=epsilon, mask=mask, largest=largest
     )
     rows = values.reshape(-1, values.size(-1))

@@ -144,7 +144,8 @@ def _solve_per_row(
     rank = torch.arange(scores.size(-1), dtype=scores.dtype, device=scores.device)
     is_top = (k - rank).clamp(0.0, 1.0)
     saturated, empty = num_valid <= k, k <= 0
-    ordinary = k.masked_fill(saturated | empty, 0.5)
+    # NaN is no index; it reaches the result of its row through `is_top`.
+    ordinary = torch.where(saturated | empty | k.isnan(), 0.5, k)
     center = ordered.gather(-1, ordinary.ceil().long() - 1)
     center = center.masked_fill(center == -math.inf, 0.0)
     best_rest = ordered.gather(-1, ordinary.floor().long())
@@ -422,10 +423,12 @@ def _differentiate_memberships(
 def _differentiate_logits(
     grad: Tensor, logits: Tensor, offset: Tensor
 ) -> tuple[Tensor, Tensor]:
+    # The threshold of a row that selects all or nothing does not move. An infinite
+    # density there would make second derivatives NaN.
+    fixed = offset.abs() == torch.finfo(offset.dtype).max
     log_density = logsigmoid(logits) + logsigmoid(-logits)
+    log_density = log_density.masked_fill(fixed, 0.0)
     total = grad.sum(-1, keepdim=True)
     along = torch.addcmul(grad, torch.softmax(log_density, -1), total, value=-1)
-    # The threshold of a row that selects all or nothing does not move.
-    fixed = offset.abs() == torch.finfo(offset.dtype).max
     along_k = total * (-torch.logsumexp(log_density, -1, keepdim=True)).exp()
     return along.masked_fill(fixed, 0.0), along_k.masked_fill(fixed, 0.0)

@@ -17,19 +17,29 @@ as much as thirty sigmoids, so the threshold is not solved from the k-th score a
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.nn.functional import logsigmoid
 
-from .arguments import check_epsilon
+from .arguments import (
+    check_epsilon,
+    check_k,
+    check_scores,
+    expand_epsilon,
+    expand_per_row,
+    full_precision,
+)
+from .soft_topk import soft_topk_logits
 
 __all__ = ["hard_topk_softmax", "topk_softmax"]
 
 MAX_STEPS = 100  # bisection alone needs as many from the widest bracket
 GPU_CHECKS = (8, 16, 32)  # steps after which a GPU is queried; most rows need 6
 LOGISTIC = 3 / math.pi**2  # a logistic distribution of scale 1 has variance 1 / this
+MIN_K = 1e-30  # memberships that sum to less are not in the range of float32
 BLOCK = 1 << 17  # entries of a block on a CPU: half a megabyte of float32
 
 
@@ -119,7 +129,7 @@ def topk_softmax(
         scores: attention scores f in nats, shape (..., n), any floating dtype; -inf
             where masked.
         k: positive number of positions, need not be whole; or a tensor that broadcasts
-            to shape (...), differentiable.
+            to shape (...), differentiable. A row whose k is not positive becomes NaN.
         epsilon: smoothing in nats, twice the temperature of the memberships: a number,
             or a tensor that broadcasts to shape (...), differentiable.
 
@@ -128,25 +138,33 @@ def topk_softmax(
         in a row without positions, as in softmax.
 
     Raises:
-        ValueError: k or epsilon is a number and not positive.
+        ValueError: k or epsilon is a number out of its range, or scores are not
+            floating point or empty.
     """
+    check_scores(scores)
     if not isinstance(epsilon, Tensor):
         check_epsilon(epsilon)
     if not isinstance(k, Tensor):
-        _check_k(k)
+        _check_positive(k)
         if k >= scores.size(-1):
             return _softmax(scores)
     rows = scores.reshape(-1, scores.size(-1))
-    weights = _TopkSoftmax.apply(rows, _column(k, scores), _column(epsilon, scores) / 2)
+    weights = _TopkSoftmax.apply(
+        rows, _expand_k(k, scores), _expand_temperature(epsilon, scores)
+    )
     return weights.view(scores.shape)
 
 
 def hard_topk_softmax(scores: Tensor, k: int) -> Tensor:
     """Return the softmax of the k largest scores; other positions have weight 0.
 
-    Arguments, result and errors as in `topk_softmax`; ties are broken arbitrarily.
+    ``k`` must be an integer. Other arguments, result and errors as in `topk_softmax`;
+    ties are broken arbitrarily.
     """
-    _check_k(k)
+    check_scores(scores)
+    if isinstance(k, Tensor):
+        raise ValueError("`k` must be an integer here, but is a tensor.")
+    k = check_k(k, sys.maxsize)
     if k >= scores.size(-1):
         return _softmax(scores)
     values, index = scores.topk(k)
@@ -154,9 +172,11 @@ def hard_topk_softmax(scores: Tensor, k: int) -> Tensor:
     return torch.zeros_like(scores, dtype=weights.dtype).scatter(-1, index, weights)
 
 
-def _check_k(k: float) -> None:
+def _check_positive(k: float) -> None:
     if not (k > 0 and math.isfinite(k)):
         raise ValueError(f"`k` must be a positive number, but is {k}.")
+    if k < MIN_K:
+        raise ValueError(f"`k` must be at least {MIN_K:g}, but is {k}.")
 
 
 def _softmax(scores: Tensor) -> Tensor:
@@ -167,13 +187,42 @@ def _widen(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _column(value: float | Tensor, scores: Tensor) -> Tensor:
-    """Return one value per row, (rows, 1), in the dtype of the computation."""
+def _expand_k(k: float | Tensor, scores: Tensor) -> Tensor:
+    """Return k as (rows, 1), in the dtype of the computation; NaN if not positive."""
+    if not isinstance(k, Tensor):
+        return _fill_column(k, scores)
+    per_row = expand_per_row("k", k, scores.shape[:-1]).to(_widen(scores.dtype))
+    return torch.where(per_row >= MIN_K, per_row, math.nan).reshape(-1, 1)
+
+
+def _expand_temperature(epsilon: float | Tensor, scores: Tensor) -> Tensor:
+    """Return T as (rows, 1), in the dtype of the computation; NaN if out of range."""
+    if not isinstance(epsilon, Tensor):
+        return _fill_column(epsilon, scores) / 2
+    values = scores if scores.dtype == torch.float64 else scores.float()
+    return expand_epsilon(epsilon, values).reshape(-1, 1) / 2
+
+
+def _fill_column(value: float, scores: Tensor) -> Tensor:
     dtype = _widen(scores.dtype)
-    if isinstance(value, Tensor):
-        return value.to(dtype).expand(scores.shape[:-1]).reshape(-1, 1)
     column = torch.full((1, 1), value, dtype=dtype, device=scores.device)
     return column.expand(scores.shape[:-1].numel(), 1)
+
+
+def _compose(scores: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
+    """Return the weights by operators that can be differentiated any number of times.
+
+    They sort the scores and are slower than `_TopkSoftmax`, whose arguments they have.
+    """
+    values = scores.to(temperature.dtype)
+    with full_precision(values):
+        logits = soft_topk_logits(
+            values, k.squeeze(-1), epsilon=2 * temperature.squeeze(-1)
+        )
+        # The gradient of the logarithm at -inf would make second derivatives NaN.
+        is_deleted = values == -math.inf
+        log_memberships = logsigmoid(logits.masked_fill(is_deleted, 0.0))
+        return torch.softmax(values + log_memberships, -1)
 
 
 class _TopkSoftmax(torch.autograd.Function):
@@ -194,13 +243,16 @@ class _TopkSoftmax(torch.autograd.Function):
             total = part.sum(-1, keepdim=True)
             total.masked_fill_(threshold == torch.finfo(total.dtype).min, 1.0)
             torch.div(part, total, out=weights[block])
-        ctx.save_for_backward(scores, weights, thresholds, temperature)
+        ctx.save_for_backward(scores, weights, thresholds, k, temperature)
         return weights
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scores, weights, thresholds, temperature = ctx.saved_tensors
+        scores, weights, thresholds, k, temperature = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiate_again(
+                (scores, k, temperature), ctx.needs_input_grad, grad
+            )
         result = torch.empty_like(scores)
         wants_k, wants_temperature = ctx.needs_input_grad[1:]
         grad_k = torch.empty_like(thresholds) if wants_k else None
@@ -227,6 +279,17 @@ class _TopkSoftmax(torch.autograd.Function):
                 grad_temperature[block] = moved / -temperature[block]
             result[block] = direct.add_(through.div_(temperature[block]))
         return result, grad_k, grad_temperature
+
+
+def _differentiate_again(
+    inputs: tuple[Tensor, ...], is_needed: tuple[bool, ...], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the weights as differentiable functions."""
+    needed = [tensor for tensor, wanted in zip(inputs, is_needed) if wanted]
+    found = iter(
+        torch.autograd.grad(_compose(*inputs), needed, grad, create_graph=True)
+    )
+    return tuple(next(found) if wanted else None for wanted in is_needed)
 
 
 def _scale_scores(scores: Tensor, temperature: Tensor) -> Tensor:
