@@ -22,6 +22,7 @@ from .knn import (
     squared_distances,
 )
 from .large_n import PooledMemberships, pooled_soft_topk
+from .modules import SoftTopK, SoftTopKLogits, SortedSoftTopK, TopKSoftmax
 from .soft_topk import soft_topk, soft_topk_logits
 from .sorted_soft_topk import sorted_soft_topk
 from .topk_softmax import hard_topk_softmax, topk_softmax
@@ -30,7 +31,11 @@ __all__ = [
     "SORTED_OPERATORS",
     "PooledMemberships",
     "SinkhornResult",
+    "SoftTopK",
+    "SoftTopKLogits",
     "SortedOperator",
+    "SortedSoftTopK",
+    "TopKSoftmax",
     "get_sorted_operator",
     "hard_topk",
     "hard_topk_softmax",

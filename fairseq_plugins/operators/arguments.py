@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral
-from typing import Protocol
+from typing import Any, Callable, Protocol
 
 import torch
 from torch import Tensor
@@ -13,13 +13,14 @@ from torch.nn.functional import pad
 
 __all__ = [
     "SortedOperator",
+    "apply_along",
+    "apply_to_rows",
     "check_epsilon",
     "check_k",
     "check_scores",
     "expand_epsilon",
     "expand_k",
     "expand_per_row",
-    "for_each_k",
     "full_precision",
     "orient_scores",
     "prepare_scores",
@@ -186,10 +187,46 @@ class SortedOperator(Protocol):
         epsilon: float | Tensor,
         mask: Tensor | None = None,
         largest: bool = True,
+        dim: int = -1,
     ) -> Tensor: ...
 
 
-def for_each_k(
+def apply_along(
+    operator: Callable[..., Tensor],
+    scores: Tensor,
+    k: float | Tensor,
+    *,
+    mask: Tensor | None,
+    dim: int,
+    **options: Any,
+) -> Tensor:
+    """Apply ``operator`` to the candidates in ``dim``, which keep their place."""
+    if mask is not None:
+        mask = _expand_mask(mask, scores).movedim(dim, -1)
+    result = operator(scores.movedim(dim, -1), k, mask=mask, **options)
+    num_new = result.dim() - scores.dim()
+    return result.movedim(-1 - num_new, dim if dim >= 0 else dim - num_new)
+
+
+def apply_to_rows(
+    operator: SortedOperator,
+    scores: Tensor,
+    k: int | Tensor,
+    *,
+    epsilon: float | Tensor,
+    mask: Tensor | None,
+    largest: bool,
+    dim: int,
+) -> Tensor:
+    """Apply a sorted ``operator`` along ``dim``, with an int or a tensor of ``k``."""
+    options: dict[str, Any] = {"epsilon": epsilon, "mask": mask, "largest": largest}
+    if dim != -1:
+        return apply_along(operator, scores, k, dim=dim, **options)
+    assert isinstance(k, Tensor)
+    return _for_each_k(operator, scores, k, **options)
+
+
+def _for_each_k(
     operator: SortedOperator,
     scores: Tensor,
     k: Tensor,

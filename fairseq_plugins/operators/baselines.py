@@ -23,9 +23,9 @@ from torch.nn.functional import pad
 
 from .arguments import (
     SortedOperator,
+    apply_to_rows,
     check_epsilon,
     check_k,
-    for_each_k,
     orient_scores,
     prepare_scores,
 )
@@ -140,14 +140,21 @@ def nested_soft_topk(
     epsilon: float | Tensor,
     mask: Tensor | None = None,
     largest: bool = True,
+    dim: int = -1,
 ) -> Tensor:
     """Return ``soft_topk(l) - soft_topk(l - 1)`` for the ranks l = 1..k, (..., n, k).
 
     Arguments, errors, deleted entries and short rows as in `sorted_soft_topk`.
     """
-    if isinstance(k, Tensor):
-        return for_each_k(
-            nested_soft_topk, scores, k, epsilon=epsilon, mask=mask, largest=largest
+    if dim != -1 or isinstance(k, Tensor):
+        return apply_to_rows(
+            nested_soft_topk,
+            scores,
+            k,
+            epsilon=epsilon,
+            mask=mask,
+            largest=largest,
+            dim=dim,
         )
     values, k, epsilon = prepare_scores(
         scores, k, epsilon=epsilon, mask=mask, largest=largest
@@ -171,6 +178,7 @@ def softsort_topk(
     epsilon: float | Tensor,
     mask: Tensor | None = None,
     largest: bool = True,
+    dim: int = -1,
 ) -> Tensor:
     """Return ``softmax_i(-|l-th best - s_i| / T)`` with T = epsilon / 2, (..., n, k).
 
@@ -178,9 +186,15 @@ def softsort_topk(
     row may sum to more than 1, and the gradient has kinks where scores cross.
     Arguments, errors, deleted entries and short rows as in `sorted_soft_topk`.
     """
-    if isinstance(k, Tensor):
-        return for_each_k(
-            softsort_topk, scores, k, epsilon=epsilon, mask=mask, largest=largest
+    if dim != -1 or isinstance(k, Tensor):
+        return apply_to_rows(
+            softsort_topk,
+            scores,
+            k,
+            epsilon=epsilon,
+            mask=mask,
+            largest=largest,
+            dim=dim,
         )
     values, k, epsilon = prepare_scores(
         scores, k, epsilon=epsilon, mask=mask, largest=largest
@@ -204,6 +218,7 @@ def neuralsort_topk(
     epsilon: float | Tensor,
     mask: Tensor | None = None,
     largest: bool = True,
+    dim: int = -1,
 ) -> Tensor:
     """Return ``softmax_i(((n + 1 - 2 l) s_i - sum_j |s_i - s_j|) / T)``, (..., n, k).
 
@@ -217,9 +232,15 @@ def neuralsort_topk(
     that nothing cancels. Arguments, errors, deleted entries and short rows as in
     `sorted_soft_topk`.
     """
-    if isinstance(k, Tensor):
-        return for_each_k(
-            neuralsort_topk, scores, k, epsilon=epsilon, mask=mask, largest=largest
+    if dim != -1 or isinstance(k, Tensor):
+        return apply_to_rows(
+            neuralsort_topk,
+            scores,
+            k,
+            epsilon=epsilon,
+            mask=mask,
+            largest=largest,
+            dim=dim,
         )
     values, k, epsilon = prepare_scores(
         scores, k, epsilon=epsilon, mask=mask, largest=largest
@@ -249,15 +270,16 @@ def hard_topk(
     epsilon: float | Tensor = 0.0,
     mask: Tensor | None = None,
     largest: bool = True,
+    dim: int = -1,
 ) -> Tensor:
     """Return the one-hot assignment of ``scores.topk(k)``, without gradient.
 
     The columns of a row with NaN are NaN. ``epsilon`` is ignored. Other arguments and
     errors as in `sorted_soft_topk`.
     """
-    if isinstance(k, Tensor):
-        return for_each_k(
-            hard_topk, scores, k, epsilon=epsilon, mask=mask, largest=largest
+    if dim != -1 or isinstance(k, Tensor):
+        return apply_to_rows(
+            hard_topk, scores, k, epsilon=epsilon, mask=mask, largest=largest, dim=dim
         )
     values = orient_scores(scores, mask, largest)
     k = check_k(k, values.size(-1))
@@ -275,15 +297,22 @@ def sinkhorn_topk(
     epsilon: float | Tensor,
     mask: Tensor | None = None,
     largest: bool = True,
+    dim: int = -1,
 ) -> Tensor:
     """Return `sorted_soft_topk` as published: 200 Sinkhorn iterations with autograd.
 
     It is far from converged when ``epsilon`` is small, which must be a number here.
     Arguments, errors, deleted entries and short rows as in `sorted_soft_topk`.
     """
-    if isinstance(k, Tensor):
-        return for_each_k(
-            sinkhorn_topk, scores, k, epsilon=epsilon, mask=mask, largest=largest
+    if dim != -1 or isinstance(k, Tensor):
+        return apply_to_rows(
+            sinkhorn_topk,
+            scores,
+            k,
+            epsilon=epsilon,
+            mask=mask,
+            largest=largest,
+            dim=dim,
         )
     if isinstance(epsilon, Tensor):
         raise ValueError("`epsilon` must be a number for the operator `sinkhorn`.")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .arguments import check_k, expand_k, orient_scores, scale_by_epsilon
+from .arguments import apply_along, check_k, expand_k, orient_scores, scale_by_epsilon
 from .large_n import compute_long_memberships
 from .threshold import SHORT_ROW, compute_memberships, compute_memberships_and_logits
 
@@ -27,6 +27,7 @@ def soft_topk(
     epsilon: float | Tensor,
     mask: Tensor | None = None,
     largest: bool = True,
+    dim: int = -1,
 ) -> Tensor:
     """Return memberships in [0, 1] that sum to ``k`` and favour the largest scores.
 
@@ -43,6 +44,7 @@ def soft_topk(
             sigmoid. A number, or a tensor that broadcasts to shape (...).
         mask: True where valid, broadcastable to ``scores``.
         largest: False selects the smallest.
+        dim: the dimension of the candidates; "..." is the shape without it.
 
     Returns:
         memberships, shape (..., n), dtype of ``scores``.
@@ -50,6 +52,10 @@ def soft_topk(
     Raises:
         ValueError: an argument is out of its range.
     """
+    if dim != -1:
+        return apply_along(
+            soft_topk, scores, k, epsilon=epsilon, mask=mask, largest=largest, dim=dim
+        )
     rows, k, epsilon = _prepare(scores, k, epsilon, mask, largest)
     is_short = rows.size(-1) < SHORT_ROW or torch.compiler.is_compiling()
     if is_short or isinstance(k, Tensor):
@@ -66,6 +72,7 @@ def soft_topk_logits(
     epsilon: float | Tensor,
     mask: Tensor | None = None,
     largest: bool = True,
+    dim: int = -1,
 ) -> Tensor:
     """Return z with ``soft_topk(...) = sigmoid(z)``, for losses on log-memberships.
 
@@ -76,6 +83,16 @@ def soft_topk_logits(
     Returns:
         logits, shape (..., n), dtype of ``scores``.
     """
+    if dim != -1:
+        return apply_along(
+            soft_topk_logits,
+            scores,
+            k,
+            epsilon=epsilon,
+            mask=mask,
+            largest=largest,
+            dim=dim,
+        )
     rows, k, epsilon = _prepare(scores, k, epsilon, mask, largest)
     _, logits = compute_memberships_and_logits(rows, k, epsilon / 2)
     return _restore(scores, logits)

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import for_each_k, full_precision, prepare_scores
+from .arguments import apply_to_rows, full_precision, prepare_scores
 from .threshold import get_hard_gap, get_maximum, select_largest
 
 __all__ = ["SortedSoftTopKFunction", "sorted_soft_topk"]
@@ -44,6 +44,7 @@ def sorted_soft_topk(
     epsilon: float | Tensor,
     mask: Tensor | None = None,
     largest: bool = True,
+    dim: int = -1,
 ) -> Tensor:
     """Return the assignment of candidates to ranks 1..k, best first.
 
@@ -57,16 +58,24 @@ def sorted_soft_topk(
         k: number of ranks, 1 <= k <= n; or a tensor of integers from 0 to n that
             broadcasts to shape (...): columns after the k of a row are then zero.
         largest: False ranks the smallest first.
+        dim: the dimension of the candidates; "..." is the shape without it.
 
     Returns:
-        assignment, shape (..., n, k), dtype of ``scores``.
+        assignment, shape (..., n, k), dtype of ``scores``. With ``dim`` the candidates
+        stay at their place and k is the last dimension.
 
     Raises:
         ValueError: an argument is out of its range.
     """
-    if isinstance(k, Tensor):
-        return for_each_k(
-            sorted_soft_topk, scores, k, epsilon=epsilon, mask=mask, largest=largest
+    if dim != -1 or isinstance(k, Tensor):
+        return apply_to_rows(
+            sorted_soft_topk,
+            scores,
+            k,
+            epsilon=epsilon,
+            mask=mask,
+            largest=largest,
+            dim=dim,
         )
     values, k, epsilon = prepare_scores(
         scores, k, epsilon=epsilon, mask=mask, largest=largest

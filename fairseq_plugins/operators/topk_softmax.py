@@ -116,7 +116,7 @@ def _is_over(is_open: Tensor, excess: Tensor, step: int) -> bool:
 
 
 def topk_softmax(
-    scores: Tensor, k: float | Tensor, *, epsilon: float | Tensor
+    scores: Tensor, k: float | Tensor, *, epsilon: float | Tensor, dim: int = -1
 ) -> Tensor:
     """Return ``softmax(scores + log A)``, A = SOFT top-k memberships of the scores.
 
@@ -132,6 +132,7 @@ def topk_softmax(
             to shape (...), differentiable. A row whose k is not positive becomes NaN.
         epsilon: smoothing in nats, twice the temperature of the memberships: a number,
             or a tensor that broadcasts to shape (...), differentiable.
+        dim: the dimension of the positions; "..." is the shape without it.
 
     Returns:
         weights that sum to 1, shape (..., n), float32 (float64 for float64 scores). NaN
@@ -141,6 +142,10 @@ def topk_softmax(
         ValueError: k or epsilon is a number out of its range, or scores are not
             floating point or empty.
     """
+    if dim != -1:
+        return topk_softmax(scores.movedim(dim, -1), k, epsilon=epsilon).movedim(
+            -1, dim
+        )
     check_scores(scores)
     if not isinstance(epsilon, Tensor):
         check_epsilon(epsilon)
@@ -155,12 +160,14 @@ def topk_softmax(
     return weights.view(scores.shape)
 
 
-def hard_topk_softmax(scores: Tensor, k: int) -> Tensor:
+def hard_topk_softmax(scores: Tensor, k: int, *, dim: int = -1) -> Tensor:
     """Return the softmax of the k largest scores; other positions have weight 0.
 
     ``k`` must be an integer. Other arguments, result and errors as in `topk_softmax`;
     ties are broken arbitrarily.
     """
+    if dim != -1:
+        return hard_topk_softmax(scores.movedim(dim, -1), k).movedim(-1, dim)
     check_scores(scores)
     if isinstance(k, Tensor):
         raise ValueError("`k` must be an integer here, but is a tensor.")
