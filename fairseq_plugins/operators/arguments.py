@@ -9,6 +9,8 @@ from typing import Any, Callable, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 from torch.nn.functional import pad
 
 __all__ = [
@@ -22,6 +24,8 @@ __all__ = [
     "expand_k",
     "expand_per_row",
     "full_precision",
+    "has_values",
+    "is_transformed",
     "orient_scores",
     "prepare_scores",
     "scale_by_epsilon",
@@ -171,9 +175,27 @@ def expand_per_row(name: str, value: Tensor, leading: torch.Size) -> Tensor:
 def full_precision(values: Tensor) -> AbstractContextManager[None]:
     """Return a context in which autocast leaves matrix products in their own dtype."""
     device_type = values.device.type
-    if not torch.is_autocast_enabled(device_type):
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)
+
+
+def has_values(values: Tensor) -> bool:
+    """Return whether ``values`` can be read: meta and fake tensors only have shapes."""
+    return not values.is_meta and type(values) in (Tensor, Parameter)
+
+
+def is_transformed(values: Tensor) -> bool:
+    """Return whether a compiler, `torch.func` or forward-mode AD traces the operator.
+
+    The fast paths read values, write into buffers and only have a backward pass.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or not has_values(values)
+    )
 
 
 class SortedOperator(Protocol):

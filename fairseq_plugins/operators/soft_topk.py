@@ -10,10 +10,16 @@ instead of Sinkhorn's iteration. The gradient has a closed form:
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from .arguments import apply_along, check_k, expand_k, orient_scores, scale_by_epsilon
+from .arguments import (
+    apply_along,
+    check_k,
+    expand_k,
+    is_transformed,
+    orient_scores,
+    scale_by_epsilon,
+)
 from .large_n import compute_long_memberships
 from .threshold import SHORT_ROW, compute_memberships, compute_memberships_and_logits
 
@@ -57,7 +63,7 @@ def soft_topk(
             soft_topk, scores, k, epsilon=epsilon, mask=mask, largest=largest, dim=dim
         )
     rows, k, epsilon = _prepare(scores, k, epsilon, mask, largest)
-    is_short = rows.size(-1) < SHORT_ROW or torch.compiler.is_compiling()
+    is_short = rows.size(-1) < SHORT_ROW or is_transformed(rows)
     if is_short or isinstance(k, Tensor):
         memberships = compute_memberships(rows, k, epsilon / 2)
     else:

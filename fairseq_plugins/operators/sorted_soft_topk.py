@@ -81,7 +81,9 @@ def sorted_soft_topk(
         scores, k, epsilon=epsilon, mask=mask, largest=largest
     )
     rows = values.reshape(-1, values.size(-1))
-    plan = SortedSoftTopKFunction.apply(rows, k, epsilon / 2)
+    is_compiling = torch.compiler.is_compiling()
+    function = SortedSoftTopKFunction if is_compiling else _TransformableSortedSoftTopK
+    plan = function.apply(rows, k, epsilon / 2)
     assignment = plan[:-1].permute(2, 1, 0).to(scores.dtype)
     return assignment.reshape(*scores.shape, k)
 
@@ -90,15 +92,18 @@ class SortedSoftTopKFunction(torch.autograd.Function):
     """The plan, (k + 1, n, rows), of (rows, n) scores."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, k: int, temperature: float) -> Tensor:
+    def forward(scores: Tensor, k: int, temperature: float) -> Tensor:
         with full_precision(scores):
             center, offset = _solve_rank_thresholds(scores, k, temperature)
         steps = (scores.t().contiguous() - center.unsqueeze(1)) / temperature
         plan = _compute_weights(steps - offset.unsqueeze(1), 1.0)
-        plan.div_(plan.sum(0))
-        ctx.save_for_backward(plan)
-        ctx.temperature = temperature
-        return plan
+        return plan.div_(plan.sum(0))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+        ctx.temperature = inputs[2]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -115,6 +120,30 @@ class SortedSoftTopKFunction(torch.autograd.Function):
         reach = within * later + beyond * earlier
         slope = (reach * (rise - shift.unsqueeze(1))).sum(0)
         return slope.t() / ctx.temperature, None, None
+
+
+class _TransformableSortedSoftTopK(SortedSoftTopKFunction):
+    """The same with the rules that `torch.compile` does not accept."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        (plan,) = ctx.saved_tensors
+        within, beyond = _compute_fractions(plan)
+        rise = (tangent.t() / ctx.temperature).expand_as(within)
+        with full_precision(plan):
+            pull = _multiply_by_covariance(within, beyond, rise).sum(1)
+            shift = _solve_scaled(_compute_covariance(within, beyond), pull)
+        change = _multiply_by_covariance(within, beyond, rise - shift.unsqueeze(1))
+        edge = torch.zeros_like(change[:1])
+        return torch.cat([change, edge]) - torch.cat([edge, change])
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], scores: Tensor, k: int, temperature: float
+    ) -> tuple[Tensor, int]:
+        rows = scores.movedim(in_dims[0], 0)
+        plan = _TransformableSortedSoftTopK.apply(rows.flatten(0, 1), k, temperature)
+        return plan.unflatten(2, rows.shape[:2]), 2
 
 
 def _multiply_by_covariance(within: Tensor, beyond: Tensor, rise: Tensor) -> Tensor:

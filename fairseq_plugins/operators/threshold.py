@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .arguments import full_precision
+from .arguments import full_precision, has_values, is_transformed
 
 __all__ = [
     "GROUP",
@@ -184,6 +184,8 @@ def get_maximum(values: Tensor, *, may_wait: bool = False) -> float:
     must_wait = values.is_cuda and not may_wait
     if must_wait or torch.compiler.is_compiling() or not values.numel():
         return math.nan
+    if not has_values(values):
+        return math.nan
     return float(values.max())
 
 
@@ -307,7 +309,7 @@ def compute_memberships(
 
     ``solution`` is the result of `solve_threshold`, if known.
     """
-    if isinstance(k, Tensor) or torch.compiler.is_compiling():
+    if isinstance(k, Tensor) or is_transformed(scores):
         return compute_memberships_and_logits(scores, k, temperature)[0]
     memberships: Tensor = _Memberships.apply(scores, k, temperature, solution)
     return memberships
@@ -322,7 +324,9 @@ def compute_memberships_and_logits(
         scores, temperature: as in `solve_threshold`.
         k: a number; or (rows, 1), of the dtype of ``scores``, differentiable.
     """
-    memberships, logits = _SoftTopK.apply(scores, k, temperature)
+    is_compiling = torch.compiler.is_compiling()
+    function = _SoftTopK if is_compiling else _TransformableSoftTopK
+    memberships, logits, _ = function.apply(scores, k, temperature)
     return memberships, logits
 
 
@@ -373,27 +377,37 @@ class _Memberships(torch.autograd.Function):
 
 
 class _SoftTopK(torch.autograd.Function):
-    """Memberships and logits of (rows, n) scores; the backward is differentiable."""
+    """Memberships, logits and offsets of (rows, n) scores, differentiable any times."""
 
     @staticmethod
     def forward(
-        ctx: Any, scores: Tensor, k: int | Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.temperature = temperature
+        scores: Tensor, k: int | Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with full_precision(scores):
             if isinstance(k, Tensor):
                 center, offset = _solve_per_row(scores, k, temperature)
             else:
                 center, offset = solve_threshold(scores, k, temperature)
         logits = torch.add(-offset, scores - center, alpha=1 / temperature)
-        memberships = logits.sigmoid()
+        return logits.sigmoid(), logits, offset
+
+    @staticmethod
+    def setup_context(
+        ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
+    ) -> None:
+        memberships, logits, offset = output
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(offset)
         ctx.save_for_backward(logits, memberships, offset)
-        return memberships, logits
+        ctx.save_for_forward(logits, memberships, offset)
+        ctx.temperature = inputs[2]
 
     @staticmethod
     def backward(
-        ctx: Any, grad_memberships: Tensor | None, grad_logits: Tensor | None
+        ctx: Any,
+        grad_memberships: Tensor | None,
+        grad_logits: Tensor | None,
+        _: None,
     ) -> tuple[Tensor | None, Tensor | None, None]:
         logits, memberships, offset = ctx.saved_tensors
         grad, grad_k = None, None
@@ -410,6 +424,45 @@ class _SoftTopK(torch.autograd.Function):
         return grad, grad_k if ctx.needs_input_grad[1] else None, None
 
 
+class _TransformableSoftTopK(_SoftTopK):
+    """`_SoftTopK` with the rules that `torch.compile` does not accept."""
+
+    @staticmethod
+    def jvp(
+        ctx: Any, tangent: Tensor | None, tangent_k: Tensor | None, _: None
+    ) -> tuple[Tensor, Tensor, None]:
+        logits, memberships, offset = ctx.saved_tensors
+        density = memberships * (-logits).sigmoid()
+        rise = torch.zeros_like(logits) if tangent is None else tangent
+        rise = rise / ctx.temperature
+        weights, slope = _weigh_candidates(logits, offset)
+        shift = (weights * rise).sum(-1, keepdim=True)
+        if tangent_k is not None:
+            shift = shift - slope * tangent_k
+        change = (rise - shift).masked_fill(_is_fixed(offset), 0.0)
+        return density * change, change, None
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[Any, ...],
+        scores: Tensor,
+        k: int | Tensor,
+        temperature: float,
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        rows = _move_batch(scores, in_dims[0], info.batch_size)
+        if isinstance(k, Tensor):
+            k = _move_batch(k, in_dims[1], info.batch_size).flatten(0, 1)
+        found = _TransformableSoftTopK.apply(rows.flatten(0, 1), k, temperature)
+        return tuple(each.unflatten(0, rows.shape[:2]) for each in found), (0, 0, 0)
+
+
+def _move_batch(values: Tensor, dim: int | None, size: int) -> Tensor:
+    if dim is None:
+        return values.expand(size, *values.shape)
+    return values.movedim(dim, 0)
+
+
 def _differentiate_memberships(
     grad: Tensor, logits: Tensor, memberships: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -423,12 +476,22 @@ def _differentiate_memberships(
 def _differentiate_logits(
     grad: Tensor, logits: Tensor, offset: Tensor
 ) -> tuple[Tensor, Tensor]:
-    # The threshold of a row that selects all or nothing does not move. An infinite
-    # density there would make second derivatives NaN.
-    fixed = offset.abs() == torch.finfo(offset.dtype).max
-    log_density = logsigmoid(logits) + logsigmoid(-logits)
-    log_density = log_density.masked_fill(fixed, 0.0)
+    weights, slope = _weigh_candidates(logits, offset)
     total = grad.sum(-1, keepdim=True)
-    along = torch.addcmul(grad, torch.softmax(log_density, -1), total, value=-1)
-    along_k = total * (-torch.logsumexp(log_density, -1, keepdim=True)).exp()
-    return along.masked_fill(fixed, 0.0), along_k.masked_fill(fixed, 0.0)
+    along = torch.addcmul(grad, weights, total, value=-1)
+    fixed = _is_fixed(offset)
+    return along.masked_fill(fixed, 0.0), (total * slope).masked_fill(fixed, 0.0)
+
+
+def _weigh_candidates(logits: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Return D / sum(D), (rows, n), and 1 / sum(D), (rows, 1), also where D is tiny."""
+    # An infinite density in a row that is fixed would make second derivatives NaN.
+    log_density = logsigmoid(logits) + logsigmoid(-logits)
+    log_density = log_density.masked_fill(_is_fixed(offset), 0.0)
+    slope = (-torch.logsumexp(log_density, -1, keepdim=True)).exp()
+    return torch.softmax(log_density, -1), slope
+
+
+def _is_fixed(offset: Tensor) -> Tensor:
+    """Return whether a row selects all or nothing: its threshold does not move."""
+    return offset.abs() == torch.finfo(offset.dtype).max

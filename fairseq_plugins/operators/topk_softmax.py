@@ -31,6 +31,7 @@ from .arguments import (
     expand_epsilon,
     expand_per_row,
     full_precision,
+    is_transformed,
 )
 from .soft_topk import soft_topk_logits
 
@@ -154,9 +155,10 @@ def topk_softmax(
         if k >= scores.size(-1):
             return _softmax(scores)
     rows = scores.reshape(-1, scores.size(-1))
-    weights = _TopkSoftmax.apply(
-        rows, _expand_k(k, scores), _expand_temperature(epsilon, scores)
-    )
+    arguments = rows, _expand_k(k, scores), _expand_temperature(epsilon, scores)
+    if is_transformed(rows) and not torch.compiler.is_compiling():
+        return _compose(*arguments).view(scores.shape)
+    weights = _TopkSoftmax.apply(*arguments)
     return weights.view(scores.shape)
 
 
