@@ -226,11 +226,11 @@ class _SinkhornRanks(SortedSoftTopKFunction):
     """Log-domain Sinkhorn to a residual; the backward pass is the implicit one."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, k: int, temperature: float) -> Tensor:
+    def forward(scores: Tensor, k: int, temperature: float) -> Tensor:
         anchors = torch.arange(k + 1, dtype=scores.dtype, device=scores.device)
         capacities = torch.ones_like(anchors)
         capacities[-1] = scores.size(-1) - k
-        plan = sinkhorn(
+        return sinkhorn(
             -scores,
             anchors,
             capacities,
@@ -238,9 +238,6 @@ class _SinkhornRanks(SortedSoftTopKFunction):
             tolerance=RESIDUAL,
             max_iterations=SINKHORN_LIMIT,
         ).plan.permute(2, 1, 0)
-        ctx.save_for_backward(plan)
-        ctx.temperature = temperature
-        return plan
 
 
 def list_rank_operators() -> list[Operator]:
