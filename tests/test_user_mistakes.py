@@ -254,7 +254,10 @@ EVALUATION = {
 OPERATORS = {
     "k too great": (lambda: soft_topk(SCORES, 4, epsilon=1.0), "between 1 and 3"),
     "k is 0": (lambda: soft_topk(SCORES, 0, epsilon=1.0), "`k` must be between 1"),
-    "k is a fraction": (lambda: soft_topk(SCORES, 1.5, epsilon=1.0), "but is 1.5"),
+    "k is a negative fraction": (
+        lambda: soft_topk(SCORES, -0.5, epsilon=1.0),
+        "`k` must be above 0",
+    ),
     "epsilon is 0": (lambda: soft_topk(SCORES, 1, epsilon=0.0), "positive number"),
     "epsilon is NaN": (lambda: soft_topk(SCORES, 1, epsilon=math.nan), "but is nan"),
     "whole numbers": (lambda: soft_topk(SCORES.int(), 1, epsilon=1.0), "floating poin"),
