@@ -285,7 +285,8 @@ def test_epsilon_follows_the_number_of_updates_that_the_task_is_told(
         (dict(epsilon=0.0), r"`--epsilon` must be positive and finite, but is 0.0"),
         (dict(epsilon_end=0.0), r"`--epsilon-end` must be positive and finite"),
         (dict(pool_size=5), r"`--pool-size` must be above the beam \(5\)"),
-        (dict(beam=20), r"`--pool-size` must be above .* but is 80"),
+        (dict(pool_size=99), r"`--pool-size` must be above .* at most 38, .* is 99"),
+        (dict(beam=40), r"`--beam` must be below 38, the size .*, but is 40"),
         (dict(beam_start=0), r"`--beam-start` must be at least 1, but is 0"),
         (dict(beam_max_len_a=-1.0), r"`--beam-max-len-a` must be 0 or more"),
         (dict(beam_cost="bleux"), r"`--beam-cost` must be one of bleu, gleu, chrf, ed"),
@@ -346,3 +347,67 @@ def test_the_document_of_the_options_is_up_to_date():
     from fairseq_plugins.criterions.options import format_options
 
     assert (ROOT / "docs" / "options.md").read_text() == format_options()
+
+
+def test_a_loss_per_token_is_refused_in_training(
+    make_model, make_criterion, sentences, collate
+):
+    sample, criterion = collate(sentences), make_criterion()
+    with pytest.raises(ValueError, match="`reduce` must be true in training"):
+        criterion(make_model("lstm"), sample, reduce=False)
+    loss, _, _ = criterion.eval()(make_model("lstm").eval(), sample, reduce=False)
+    assert loss.numel() == sample["target"].numel()
+
+
+def test_the_default_pool_fits_a_tiny_dictionary(task, make_criterion, monkeypatch):
+    from fairseq.data import Dictionary
+
+    tiny = Dictionary()
+    for word in "abcdefghi":
+        tiny.add_symbol(word)
+    monkeypatch.setattr(task, "tgt_dict", tiny)
+    assert len(tiny) == 13
+    assert make_criterion().pool_size == 11
+    with pytest.raises(ValueError, match="`--beam` must be below 11, .* but is 11"):
+        make_criterion(beam=11)
+
+
+@pytest.mark.parametrize("mixing", ["soft", "straight-through"])
+@pytest.mark.parametrize("beam_loss", ["risk", "mrt", "slot-ce"])
+def test_the_reference_has_no_effect_on_the_search_of_losses_that_do_not_follow_it(
+    mixing, beam_loss, make_model, make_criterion, sentences, collate, monkeypatch
+):
+    from fairseq_plugins.criterions import soft_beam_search as module
+
+    searches = []
+    search = module.search_with_gradients
+
+    def record(*args: Any) -> Any:
+        searches.append(search(*args))
+        return searches[-1]
+
+    monkeypatch.setattr(module, "search_with_gradients", record)
+    options = dict(mixing=mixing, beam_loss=beam_loss, pool_size=6, epsilon=5.0)
+    criterion = make_criterion(beam_dropout="none", **options)
+    for is_other in (False, True):
+        sample = collate(sentences)
+        if is_other:  # another reference of the same length
+            is_word = sample["target"] > 3
+            sample["target"][is_word] = 4 + (sample["target"][is_word] + 7) % 30
+        criterion(make_model("transformer"), sample)
+    one, other = searches
+    assert torch.equal(one.pool, other.pool) and torch.equal(one.held, other.held)
+
+
+def test_the_reference_stays_a_candidate_for_losses_that_follow_it(
+    make_model, make_criterion, sentences, collate
+):
+    model, sample = make_model("transformer"), collate(sentences)
+    logged = [
+        make_criterion(
+            mixing="soft", beam_loss=beam_loss, pool_size=6, epsilon=5.0,
+            beam_dropout="none",
+        )(model, sample)[2]["cost"]
+        for beam_loss in ("risk", "risk=1,survival=1e-9")
+    ]  # fmt: skip
+    assert logged[0] != logged[1]

@@ -51,6 +51,7 @@ class SearchedBatch:
         options: of the criterion, see docs/options.md.
         pad_id, eos_id: of the target dictionary.
         detokenizer: of the target dictionary, for costs over words or characters.
+        prefix_size: number of first tokens that are forced and not part of the text.
     """
 
     trace: BeamTrace
@@ -59,6 +60,7 @@ class SearchedBatch:
     pad_id: int
     eos_id: int
     detokenizer: Detokenizer
+    prefix_size: int = 0
 
     @functools.cached_property
     def num_tokens(self) -> Tensor:
@@ -79,6 +81,7 @@ class SearchedBatch:
         """Return ``--beam-cost`` of rows of tokens: (F * B, L), (B, R) -> (F * B,)."""
         name = str(self.options.beam_cost)
         symbols, padding = [hypotheses, references], self.pad_id
+        symbols = [rows[:, self.prefix_size :] for rows in symbols]
         symbols = [rows.masked_fill(rows.eq(self.eos_id), padding) for rows in symbols]
         if name in CHARACTER_COSTS:
             symbols, padding = [*map(self.detokenizer.characters, symbols)], 0

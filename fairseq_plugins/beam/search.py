@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +60,11 @@ class SearchRequest:
         encoder_out: the output of the model's encoder for B sentences.
         start_tokens: the token that begins every hypothesis, shape (B,).
         target: gold tokens with their end of sentence, padded right, shape (B, T).
+            Its first ``prefix_size`` tokens begin every hypothesis.
         settings: how the beam selects, mixes and ends.
         required: the scores that the losses use.
         max_lens: a limit per sentence, if lower than ``settings.max_len``, shape (B,).
+        prefix_size: number of tokens that generation forces, too.
         dropout: masks for the decoder, None for no dropout.
     """
 
@@ -72,6 +75,7 @@ class SearchRequest:
     settings: BeamSettings
     required: RequiredScores
     max_lens: Tensor | None = None
+    prefix_size: int = 0
     dropout: SharedDropout | None = None
 
     def create_adapter(self) -> DecoderAdapter:
@@ -99,6 +103,9 @@ class _Search:
     def __init__(self, request: SearchRequest) -> None:
         settings = self._settings = request.settings
         self._required = request.required
+        self._prefix_size = request.prefix_size
+        # Another candidate would change mixtures, also of losses without gold.
+        self._follows_gold = request.required.gold or settings.reset_margin is not None
         self._decoder = request.create_adapter()
         self._output_layer = self._decoder.output_layer
         self._target = torch.nn.functional.pad(
@@ -138,13 +145,21 @@ class _Search:
         with torch.no_grad():
             log_probs = self._decoder.log_probs(features)  # (B, K, V)
             log_probs = log_probs.nan_to_num(nan=float("-inf"))
-        candidates = expand(state, log_probs, gold, position, settings)
+        forced = gold if position < self._prefix_size else None
+        candidates = expand(
+            state, log_probs, gold, position, settings,
+            follows_gold=self._follows_gold, forced=forced,
+        )  # fmt: skip
         pool_steps, ends_steps, gold_first = self._score(
             features, log_probs, candidates, gold
         )
         pool = pool_steps + state.log_probs.gather(1, candidates.origins)
         is_longest = position >= state.max_lens
         pool = pool.masked_fill(is_longest.unsqueeze(-1), float("-inf"))
+        if forced is not None:  # there is nothing to mix
+            is_other = candidates.tokens.ne(forced.unsqueeze(-1))
+            pool = pool.masked_fill(is_other, float("-inf"))
+            settings = dataclasses.replace(settings, mixing="hard")
         selection = select(state, candidates, pool, settings)
         active = self._is_active.unsqueeze(-1)
         ends = (ends_steps + state.log_probs).masked_fill(~active, float("-inf"))

@@ -176,14 +176,20 @@ def expand(
     gold: Tensor,
     position: int,
     settings: BeamSettings,
+    *,
+    follows_gold: bool = True,
+    forced: Tensor | None = None,
 ) -> Candidates:
-    """Return the M best candidates. The gold prefix in the beam is one of them.
+    """Return the M best candidates.
 
     Args:
         state: the slots before the step.
         log_probs: log-probabilities of the next token, shape (B, K, V).
         gold: the gold token of this step, padding after its end, shape (B,).
         position: number of tokens that the hypotheses have.
+        follows_gold: the gold prefix in the beam is a candidate even if it is not
+            among the M best: it then replaces the last of them.
+        forced: the only token that is allowed, shape (B,).
     """
     vocabulary = log_probs.size(-1)
     scores = state.log_probs.unsqueeze(-1) + log_probs  # (B, K, V)
@@ -193,6 +199,10 @@ def expand(
     if position < settings.min_len:
         ends.fill_(float("-inf"))
     may_continue = position < state.max_lens
+    if forced is not None:
+        is_other = torch.arange(vocabulary, device=gold.device) != forced.unsqueeze(-1)
+        scores.masked_fill_(is_other.unsqueeze(1), float("-inf"))
+        ends.masked_fill_(may_continue.unsqueeze(-1), float("-inf"))
     scores.masked_fill_(~may_continue[:, None, None], float("-inf"))
     best = scores.flatten(1).topk(settings.pool_size, dim=-1)
     finishes = _find_finished(state, best.values[:, : settings.beam_size], ends)
@@ -201,8 +211,11 @@ def expand(
     # Gold may be shorter or longer than any hypothesis is allowed to be.
     is_allowed = torch.where(at_end, position >= settings.min_len, may_continue)
     is_followed = state.holds_gold.any(-1) & gold.ne(settings.pad_id) & is_allowed
-    index = _include_gold(best.indices, slot * vocabulary + gold, is_followed & ~at_end)
-    in_pool = index.eq((slot * vocabulary + gold).unsqueeze(-1))
+    index, gold_index = best.indices, slot * vocabulary + gold
+    if follows_gold:
+        index = _include_gold(index, gold_index, is_followed & ~at_end)
+    in_pool = index.eq(gold_index.unsqueeze(-1))
+    is_followed &= at_end | in_pool.any(-1)
     ends_score = ends.gather(1, slot.unsqueeze(-1))
     end_rank = (best.values > ends_score).sum(-1) + (ends > ends_score).sum(-1)
     where = torch.where(at_end, settings.pool_size + slot, in_pool.int().argmax(-1))

@@ -17,6 +17,7 @@ from fairseq_plugins.beam.costs import COST_UNITS, COSTS
 from fairseq_plugins.beam.losses import LOSSES
 from fairseq_plugins.beam.rescore import ENGINES
 from fairseq_plugins.beam.step import MIXINGS
+from fairseq_plugins.criterions.generation import find_task_options
 from fairseq_plugins.utils.errors import did_you_mean
 
 __all__ = [
@@ -102,8 +103,8 @@ class SoftBeamSearchConfig(LabelSmoothedCrossEntropyCriterionConfig):
     )
     beam_cost_unit: ChoiceEnum(COST_UNITS) = _option(  # type: ignore[valid-type]
         "word",
-        "the cost compares subwords (subword) or detokenized words (word); chrF always "
-        "compares characters",
+        "the cost compares subwords (subword) or words of the detokenized text (word), "
+        "as BLEU counts them in the target language; chrF always compares characters",
     )
     beam_dropout: ChoiceEnum(["none", "shared"]) = _option(  # type: ignore # noqa: F821
         "shared",
@@ -113,7 +114,7 @@ class SoftBeamSearchConfig(LabelSmoothedCrossEntropyCriterionConfig):
     pool_size: int = _option(
         0,
         "number of best candidates among which the selection is soft; 0 is four times "
-        "the beam",
+        "the beam, or the vocabulary if it is smaller",
     )
     reset_to_gold: bool = _option(
         False,
@@ -134,9 +135,16 @@ class SoftBeamSearchConfig(LabelSmoothedCrossEntropyCriterionConfig):
     beam_max_len_b: int = _option(10, "see --beam-max-len-a")
 
 
-def check_options(cfg: SoftBeamSearchConfig, pool_size: int, task: Any) -> None:
-    """Raise ``ValueError`` for an option out of its range or unfit for the task."""
-    rules = _general_rules(cfg, pool_size, task)
+def check_options(
+    cfg: SoftBeamSearchConfig, pool_size: int, largest_pool: int, task: Any
+) -> None:
+    """Raise ``ValueError`` for an option out of its range or unfit for the task.
+
+    Args:
+        pool_size: in use, if ``--pool-size`` is 0.
+        largest_pool: size of the vocabulary without padding and end of sentence.
+    """
+    rules = _general_rules(cfg, pool_size, largest_pool)
     if cfg.rho < 1:
         rules += _beam_loss_rules(cfg, task)
     for name, value, is_met, rule in rules:
@@ -152,18 +160,23 @@ _NOT_NEGATIVE = (
 )  # fmt: skip
 
 
-def _general_rules(cfg: SoftBeamSearchConfig, pool_size: int, task: Any) -> list[_Rule]:
+def _general_rules(
+    cfg: SoftBeamSearchConfig, pool_size: int, largest_pool: int
+) -> list[_Rule]:
     positive = [(name, getattr(cfg, name)) for name in _POSITIVE]
     not_negative = [(name, getattr(cfg, name)) for name in _NOT_NEGATIVE]
     beams = {"beam": cfg.beam, "beam_start": cfg.beam_start}
     widest = max(cfg.beam, cfg.beam_start or 0)
-    largest_pool = len(task.target_dictionary) - 2
+    fits = widest < largest_pool
     rules: list[_Rule] = [
         ("rho", cfg.rho, 0 <= cfg.rho <= 1, "between 0 and 1"),
         *((n, v, v is None or v >= 1, "at least 1") for n, v in beams.items()),
         *((n, v, v is None or 0 < v < math.inf, "positive and finite")
           for n, v in positive),
         *((n, v, 0 <= v < math.inf, "0 or more and finite") for n, v in not_negative),
+        *((n, v, v is None or fits or v < widest,
+           f"below {largest_pool}, the size of the vocabulary without padding and end "
+           "of sentence") for n, v in beams.items()),
         ("pool_size", pool_size, widest < pool_size <= largest_pool,
          f"above the beam ({widest}) and at most {largest_pool}, the size of the "
          "vocabulary without padding and end of sentence"),
@@ -188,7 +201,7 @@ def _beam_loss_rules(cfg: SoftBeamSearchConfig, task: Any) -> list[_Rule]:
         f"at least 2 with {' and '.join(weights)}: one hypothesis has no competitor"
     )
     is_hard = str(cfg.mixing) == "hard"
-    left_pad = getattr(getattr(task, "cfg", None), "left_pad_target", False)
+    left_pad = getattr(find_task_options(task), "left_pad_target", False)
     shortest = cfg.beam_max_len_a + cfg.beam_max_len_b
     return [
         ("left-pad-target", left_pad, not left_pad, "off"),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fairseq_plugins.beam.adapters import find_adapter
 from fairseq_plugins.beam.adapters.hooks import SharedDropout, capture_output
-from fairseq_plugins.beam.costs import Detokenizer
+from fairseq_plugins.beam.costs import CHARACTER_COSTS, Detokenizer
 from fairseq_plugins.beam.losses import (
     LOSSES,
     SearchedBatch,
@@ -26,6 +26,12 @@ from fairseq_plugins.beam.rescore import search_with_gradients
 from fairseq_plugins.beam.search import SearchRequest
 from fairseq_plugins.beam.step import BeamSettings
 from fairseq_plugins.compat.updates import report_update_number
+from fairseq_plugins.criterions.generation import (
+    find_prefix_size,
+    find_target_dictionaries,
+    find_target_languages,
+    uses_moses,
+)
 from fairseq_plugins.criterions.options import (
     SoftBeamSearchConfig,
     check_options,
@@ -59,13 +65,19 @@ class SoftBeamSearchCriterion(LabelSmoothedCrossEntropyCriterion):
         )
         self.cfg = cfg
         self.loss_weights = parse_loss_weights(cfg.beam_loss)
-        self.pool_size = cfg.pool_size or 4 * max(cfg.beam, cfg.beam_start or 0)
+        dictionaries = find_target_dictionaries(task)
+        # All candidates: a dictionary without padding and end of sentence.
+        largest_pool = min(map(len, dictionaries)) - 2
+        default_pool = min(4 * max(cfg.beam, cfg.beam_start or 0), largest_pool)
+        self.pool_size = cfg.pool_size or default_pool
         self.num_updates = 0
-        check_options(cfg, self.pool_size, task)
-        dictionary = task.target_dictionary
-        specials = dictionary.nspecial
-        subwords = [""] * specials + list(dictionary.symbols[specials:])
-        self.detokenizer = Detokenizer(subwords)
+        check_options(cfg, self.pool_size, largest_pool, task)
+        self.prefix_size = find_prefix_size(task) if cfg.rho < 1 else 0
+        # By dictionary. Each model of a multilingual task may have its own.
+        self._detokenizers: dict[int, tuple[Any, Detokenizer]] = {}
+        if cfg.rho < 1:
+            for dictionary in dictionaries:
+                self._check_cost(self._find_detokenizer(dictionary))
         report_update_number(task, self.set_num_updates)
 
     def set_num_updates(self, num_updates: int) -> None:
@@ -97,6 +109,11 @@ class SoftBeamSearchCriterion(LabelSmoothedCrossEntropyCriterion):
         """
         if not self.training or self.cfg.rho == 1:
             return super().forward(model, sample, reduce)
+        if not reduce:
+            raise ValueError(
+                "`reduce` must be true in training, since the beam loss has no value "
+                "per token, but is false."
+            )
         adapter = find_adapter(model)
         # The wrapper of a distributed model must see a call, so the search takes the
         # encoder's output from the cross entropy.
@@ -115,6 +132,7 @@ class SoftBeamSearchCriterion(LabelSmoothedCrossEntropyCriterion):
             settings=self._settings(model, sample),
             required=find_required_scores(self.loss_weights),
             max_lens=self._max_len(net_input["src_lengths"]).long(),
+            prefix_size=self.prefix_size,
             dropout=dropout,
         )
         searched = SearchedBatch(
@@ -123,7 +141,8 @@ class SoftBeamSearchCriterion(LabelSmoothedCrossEntropyCriterion):
             options=self.cfg,
             pad_id=self.padding_idx,
             eos_id=self.task.target_dictionary.eos(),
-            detokenizer=self.detokenizer,
+            detokenizer=self._find_detokenizer(model.decoder.dictionary),
+            prefix_size=self.prefix_size,
         )
         loss_on_beam = beam_loss(searched, self.loss_weights)
         loss = self.cfg.rho * ce_loss + (1 - self.cfg.rho) * loss_on_beam
@@ -135,6 +154,26 @@ class SoftBeamSearchCriterion(LabelSmoothedCrossEntropyCriterion):
         logged.update(epsilon=self.epsilon * num_tokens, beam_tokens=num_tokens)
         logged.update(beam=self.beam_size * num_tokens)
         return loss, sample_size, logged
+
+    def _find_detokenizer(self, dictionary: Any) -> Detokenizer:
+        if id(dictionary) not in self._detokenizers:
+            specials = dictionary.nspecial
+            subwords = [""] * specials + list(dictionary.symbols[specials:])
+            detokenizer = Detokenizer(
+                subwords,
+                languages=find_target_languages(self.task),
+                is_moses=uses_moses(self.task),
+            )
+            self._detokenizers[id(dictionary)] = dictionary, detokenizer
+        return self._detokenizers[id(dictionary)][1]
+
+    def _check_cost(self, detokenizer: Detokenizer) -> None:
+        """Raise ``ValueError`` for a cost that the target language does not allow."""
+        losses = [LOSSES[name] for name in self.loss_weights]
+        has_cost = any(loss.required.finished or loss.resets_to_gold for loss in losses)
+        if has_cost and str(self.cfg.beam_cost) not in CHARACTER_COSTS:
+            if str(self.cfg.beam_cost_unit) == "word":
+                detokenizer.check_words()
 
     def _max_len(self, source_length: Any) -> Any:
         # fairseq uses the longest source of the batch. With the length of each

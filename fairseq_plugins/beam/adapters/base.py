@@ -7,6 +7,7 @@ import contextlib
 from typing import Any, Callable, ClassVar, Iterator, TypeVar
 
 import torch
+from fairseq.models.nat import FairseqNATDecoder
 from fairseq.modules import MultiheadAttention
 from fairseq.modules.fairseq_dropout import FairseqDropout
 from torch import Tensor, nn
@@ -233,6 +234,11 @@ def find_adapter(model: Any) -> type[DecoderAdapter]:
             "has no encoder: soft_beam_search is for `--task translation`."
         )
     decoder = model.decoder
+    if isinstance(decoder, FairseqNATDecoder):
+        raise ValueError(
+            "the model must generate token by token, but "
+            f"{type(model).__name__} is non-autoregressive."
+        )
     classes = [cls for cls in type(decoder).__mro__ if cls in ADAPTERS]
     if not classes:
         known = " or ".join(cls.__name__ for cls in ADAPTERS)
