@@ -1,6 +1,7 @@
 """Train a model: turn one YAML file into a ``fairseq-train`` command and run it.
 
-    python scripts/train.py CONFIG.yaml [key=value ...] [--dry-run]
+    python scripts/train.py CONFIG.yaml [key=value ...] [--dry-run] [--verbose]
+    python scripts/train.py --options [CONFIG.yaml] [key=value ...]
 
 CONFIG.yaml holds lines of ``key: value``. ``base`` names files to start with, ``data``
 is the folder that scripts/prepare.py wrote, ``run`` the folder for the results and
@@ -25,11 +26,13 @@ import sys
 from pathlib import Path
 
 from fairseq_plugins.training.config import (
+    Config,
     format_config,
     merge_layers,
     pin_inputs,
     read_layers,
 )
+from fairseq_plugins.training.fairseq_options import list_options
 from fairseq_plugins.training.launch import (
     add_architecture,
     build_command,
@@ -39,13 +42,22 @@ from fairseq_plugins.training.launch import (
     train,
 )
 from fairseq_plugins.training.run_folder import RunFolder
-from fairseq_plugins.utils.errors import run_command_line
+from fairseq_plugins.training.train_log import TrainingProgress
+from fairseq_plugins.utils.arguments import parse_assignment
+from fairseq_plugins.utils.errors import UserError, run_command_line
+
+logger = logging.getLogger("fairseq_plugins.train")
 
 
 def main() -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("fairseq_plugins").setLevel(logging.INFO)
     arguments = _parse_arguments()
+    if arguments.options:
+        print(list_options(_read_given(arguments)))
+        return 0
+    if arguments.config is None:
+        raise UserError("`CONFIG.yaml` must be given.")
     layers = read_layers(arguments.config, arguments.overrides)
     config = merge_layers(arguments.config, layers)
     run = RunFolder(Path(config["run"]))
@@ -66,8 +78,20 @@ def main() -> int:
     if is_follower():
         join_training(config, command)
         return 0
-    print(shlex.join(command), flush=True)
-    return train(config, command, on_line=lambda line: print(line, end="", flush=True))
+    if arguments.verbose:
+        print(shlex.join(command), flush=True)
+        return train(
+            config, command, on_line=lambda line: print(line, end="", flush=True)
+        )
+    logger.info("Training `%s`; fairseq's output goes to %s.", run.path, run.log)
+    with TrainingProgress(
+        max_update=int(config.get("max_update", 0)),
+        max_epoch=int(config.get("max_epoch", 0)),
+    ) as progress:
+        status = train(config, command, on_line=progress)
+    if status == 0:
+        print(f"`{run.path}` is complete{progress.summary()}.")
+    return status
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -75,7 +99,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG.yaml")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="wins over the files"
     )
@@ -86,11 +110,33 @@ def _parse_arguments() -> argparse.Namespace:
         "from, and the command; do not train",
     )
     parser.add_argument(
+        "--options",
+        action="store_true",
+        help="list the options of the criterion and the architecture, with defaults",
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", help="print all of fairseq's output"
+    )
+    parser.add_argument(
         "--resume-anyway",
         action="store_true",
         help="resume in a run folder whose results come from another configuration",
     )
-    return parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args()
+    if arguments.options and "=" in str(arguments.config or ""):
+        arguments.overrides.insert(0, str(arguments.config))
+        arguments.config = None
+    return arguments
+
+
+def _read_given(arguments: argparse.Namespace) -> Config:
+    """Return all keys of the configuration, which may lack some, and the overrides."""
+    if arguments.config is None:
+        return dict(map(parse_assignment, arguments.overrides))
+    config: Config = {}
+    for _, values in read_layers(arguments.config, arguments.overrides):
+        config |= values
+    return config
 
 
 if __name__ == "__main__":

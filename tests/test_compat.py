@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fairseq
@@ -266,6 +267,35 @@ def test_a_resumed_training_has_other_batches_without_the_fix(fixed, task):
     task.dataset_to_epoch_iter.clear()
     assert sorted(sum(batches[0], [])) == sorted(sum(batches[1], []))
     assert (batches[0] == batches[1]) is is_same
+
+
+@pytest.mark.parametrize("mixin", ["fp32_optimizer", "wrapped_optimizer"])
+def test_the_counters_of_the_loss_scale_are_resumed(mixin, task):
+    from fairseq.optim import fp16_optimizer
+    from fairseq.optim.dynamic_loss_scaler import DynamicLossScaler
+
+    owner = {
+        "fp32_optimizer": fp16_optimizer._FP16OptimizerMixin,
+        "wrapped_optimizer": fp16_optimizer._MemoryEfficientFP16OptimizerMixin,
+    }[mixin]
+    inner = SimpleNamespace(
+        state_dict=dict,
+        load_state_dict=lambda *_: None,
+        disable_mem_eff_fp16_loading_hack=True,
+    )
+    before, after = (
+        SimpleNamespace(scaler=DynamicLossScaler(scale_window=3), optimizer=inner)
+        for _ in range(2)
+    )
+    for optimizer in (before, after):
+        setattr(optimizer, mixin, inner)
+    for _ in range(4):
+        before.scaler.update()
+    owner.load_state_dict(after, owner.state_dict(before))
+    for _ in range(9):
+        assert vars(before.scaler) == vars(after.scaler)
+        before.scaler.update()
+        after.scaler.update()
 
 
 def test_the_fused_encoder_layer_is_never_used(make_model):

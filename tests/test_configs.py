@@ -16,7 +16,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_fairseqs_own_parser_takes_the_config(path, task):
-    from fairseq_plugins.training.launch import build_arguments
+    from fairseq_plugins.training.fairseq_options import build_arguments
 
     config = read_config(path)
     options = {key: value for key, value in config.items() if key not in PROJECT_KEYS}

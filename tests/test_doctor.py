@@ -148,7 +148,7 @@ def test_the_estimates_are_of_the_models_of_the_configurations(
     from fairseq.data import Dictionary
 
     from fairseq_plugins.training.config import PROJECT_KEYS, read_config
-    from fairseq_plugins.training.launch import build_arguments
+    from fairseq_plugins.training.fairseq_options import build_arguments
 
     config = read_config(ROOT / "configs" / f"{name}.yaml")
     arguments = build_arguments(

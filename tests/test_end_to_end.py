@@ -101,7 +101,7 @@ def test_prepare_train_resume_evaluate_and_compare(corpus, tmp_path):
     )  # fmt: skip
     script("train.py", control)
     script("train.py", beam, "max_update=3")
-    resumed = script("train.py", beam).stdout
+    resumed = script("train.py", beam, "--verbose").stdout
     assert "@ 3 updates" in resumed
     assert "gold_in_beam=" in resumed and "num_updates=6" in resumed
     assert "nothing to do" in script("train.py", beam).stdout
@@ -143,6 +143,7 @@ def test_killed_training_resumes(corpus, tmp_path):
         save_interval_updates=2, disable_validation=True,
     )  # fmt: skip
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), str(config)]
+    command.append("--verbose")
     training = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
@@ -155,7 +156,7 @@ def test_killed_training_resumes(corpus, tmp_path):
     os.killpg(training.pid, signal.SIGKILL)
     training.wait()
     time.sleep(0.5)
-    result = script("train.py", config)
+    result = script("train.py", config, "--verbose")
     assert "loaded checkpoint" in result.stdout.lower()
     assert "num_updates=40" in result.stdout
     assert "nothing to do" in script("train.py", config).stdout

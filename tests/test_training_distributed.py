@@ -51,7 +51,8 @@ def script(folder: Path, config: dict[str, Any], processes: int = 1) -> str:
     command = [sys.executable, *launcher, str(ROOT / "scripts" / "train.py"), str(path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+    command = (Path(config["run"]) / "command.txt").read_text()
+    return result.stdout + command
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -97,9 +97,9 @@ def test_training_is_completed_once_and_resumes_from_its_last_update(
     assert first.returncode == 0, first.stdout + first.stderr
     assert updates(config) == 2
     log = (run / "train.log").read_text()
-    assert first.stdout.endswith(log)
-    command = (run / "command.txt").read_text()
-    assert command == first.stdout[: len(command)]
+    assert "num_updates" in log and "num_updates" not in first.stdout
+    assert first.stdout.startswith(f"`{run}` is complete: validation loss ")
+    assert len((first.stdout + first.stderr).splitlines()) <= 6
 
     second = call(config_file)
     assert (second.returncode, second.stdout) == (
@@ -112,11 +112,13 @@ def test_training_is_completed_once_and_resumes_from_its_last_update(
     assert "`lr` was 0.01 and is 0.5." in changed.stderr
     assert (run / "train.log").read_text() == log
 
-    longer = call(run / "config.yaml", "max_update=4")
+    longer = call(run / "config.yaml", "max_update=4", "--verbose")
     assert longer.returncode == 0, longer.stdout + longer.stderr
     assert updates(config) == 4
     both = (run / "train.log").read_text()
     assert both.startswith(log)
+    command = (run / "command.txt").read_text()
+    assert longer.stdout == command + both[len(log) :]
     assert "@ 2 updates" in both[len(log) :]  # loaded, not started over
 
 
@@ -143,10 +145,10 @@ def test_all_processes_of_a_killed_training_end_and_it_is_resumed(
     assert updates(config) >= 1
 
 
-def test_a_failure_is_reported_with_its_status_and_its_last_line(
+def test_a_failure_is_reported_with_its_status_and_its_error(
     config: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    code = "import sys; print('begin'); print('ValueError: no\\n'); sys.exit(7)"
+    code = "import sys; print('begin'); print('ValueError: no.\\n'); sys.exit(7)"
     lines: list[str] = []
     assert train(config, [sys.executable, "-c", code], on_line=lines.append) == 7
     log = Path(config["run"]) / "train.log"
@@ -158,9 +160,68 @@ def test_a_failure_is_reported_with_its_status_and_its_last_line(
     assert not log.with_name("finished.json").exists()
 
 
+def test_a_start_that_fails_at_once_keeps_the_record_of_the_results(
+    config: dict[str, Any], config_file: Path
+) -> None:
+    run = Path(config["run"])
+    assert call(config_file).returncode == 0
+    before = [(run / name).read_text() for name in ("config.yaml", "finished.json")]
+    failing = {**config, "lr": 0.5, "max_update": 4}
+    code = "import sys; print('RuntimeError: no'); sys.exit(1)"
+    assert train(failing, [sys.executable, "-c", code], on_line=print) == 1
+    after = [(run / name).read_text() for name in ("config.yaml", "finished.json")]
+    assert after == before
+    assert "nothing to do" in call(config_file).stdout
+
+
+def test_a_start_that_writes_a_checkpoint_records_its_configuration(
+    config: dict[str, Any],
+) -> None:
+    last = Path(config["run"]) / "checkpoints" / "checkpoint_last.pt"
+    write_checkpoint(last, updates=1, seconds=1.0)
+    code = "print('Preparing to save checkpoint for epoch 1'); raise SystemExit(1)"
+    assert train(config, [sys.executable, "-c", code], on_line=print) == 1
+    assert (Path(config["run"]) / "config.yaml").is_file()
+
+
+def test_a_restarted_training_stops_like_an_uninterrupted_one(
+    config: dict[str, Any], config_file: Path
+) -> None:
+    # The loss improves by less than --lr-threshold in every epoch.
+    given = (
+        "lr=1e-7", "batch_size=50", "max_tokens=null", "max_update=null",
+        "patience=4", "lr_scheduler=reduce_lr_on_plateau", "lr_patience=1",
+        "lr_shrink=0.5", "save_interval_updates=5", "keep_interval_updates=3",
+    )  # fmt: skip
+    results = []
+    for run, parts in ("whole", [9]), ("parts", [1, 2, 4, 9]):
+        folder = f"run={config['run']}-{run}"
+        for max_epoch in parts:
+            done = call(config_file, *given, folder, f"max_epoch={max_epoch}")
+            assert done.returncode == 0, done.stderr
+        checkpoints = Path(f"{config['run']}-{run}/checkpoints")
+        state = torch.load(checkpoints / "checkpoint_last.pt", weights_only=False)
+        results.append((
+            state["optimizer_history"][-1]["num_updates"],
+            state["last_optimizer_state"]["param_groups"][0]["lr"],
+            state["extra_state"]["early_stopping"]["num_runs"],
+            sorted(path.name for path in checkpoints.glob("checkpoint_*_*.pt")),
+        ))  # fmt: skip
+    assert results[0] == results[1]
+    updates, lr, num_runs, names = results[0]
+    assert lr < 1e-7
+    assert num_runs == 4
+    # There are five updates per epoch. The last one has its checkpoint, too.
+    assert updates == 25
+    assert names == [f"checkpoint_{epoch}_{5 * epoch}.pt" for epoch in (3, 4, 5)]
+    again = call(config_file, *given, folder, "max_epoch=10")
+    assert "has stopped early: `patience` is 4" in again.stderr
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ("reset_optimizer=true", "would apply again at every restart of the run"),
         ("data=/nowhere", "`/nowhere` does not exist"),
         ("start_from=/no.pt", "`start_from` must be a file, but `/no.pt`"),
         ("encoder_layer=2", "Did you mean `encoder_layers`?"),

@@ -23,7 +23,8 @@ from fairseq_plugins.evaluation.metrics import score
 from fairseq_plugins.evaluation.significance import paired_test
 from fairseq_plugins.operators import get_sorted_operator, soft_topk, sorted_soft_topk
 from fairseq_plugins.training.config import pin_inputs, read_config
-from fairseq_plugins.training.launch import build_arguments, count_processes
+from fairseq_plugins.training.fairseq_options import build_arguments
+from fairseq_plugins.training.launch import count_processes
 from fairseq_plugins.training.run_folder import RunFolder
 from fairseq_plugins.utils.errors import UserError, run_command_line
 from fairseq_plugins.utils.files import read_json, read_lines

@@ -24,6 +24,12 @@ from fairseq_plugins.compat.devices import (
     run_fp16_without_gpu,
     run_torchrun_without_gpu,
 )
+from fairseq_plugins.compat.training_state import (
+    resume_early_stopping,
+    resume_loss_scaler,
+    resume_plateau_schedule,
+    save_updates_at_epoch_end,
+)
 
 __all__ = ["FIXES", "SKIP_VARIABLE", "allow_checkpoint_classes", "apply_fixes"]
 
@@ -37,6 +43,10 @@ FIXES: dict[str, Callable[[], None]] = {
         copy_checkpoints_atomically,
         keep_last_batch,
         resume_with_same_batches,
+        resume_early_stopping,
+        resume_plateau_schedule,
+        resume_loss_scaler,
+        save_updates_at_epoch_end,
         run_bf16_without_tpu,
         run_fp16_without_gpu,
         run_torchrun_without_gpu,

@@ -6,16 +6,16 @@ import argparse
 import ast
 import contextlib
 import importlib.util
-import json
 import logging
 import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, Callable, Iterable, Mapping, NoReturn
+from typing import Any, Callable, Mapping
 
 import fairseq_plugins
 from fairseq_plugins.compat.checkpoints import read_checkpoint
+from fairseq_plugins.compat.training_state import EARLY_STOPPING
 from fairseq_plugins.training.config import (
     PROJECT_KEYS,
     Config,
@@ -23,8 +23,10 @@ from fairseq_plugins.training.config import (
     find_binarized_folder,
     parse_whole_numbers,
 )
+from fairseq_plugins.training.fairseq_options import build_arguments, parse_options
 from fairseq_plugins.training.run_folder import RunFolder
-from fairseq_plugins.utils.errors import UserError, did_you_mean
+from fairseq_plugins.training.train_log import find_error
+from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.process import run_logged
 
 __all__ = [
@@ -33,18 +35,13 @@ __all__ = [
     "is_follower",
     "count_processes",
     "train",
-    "build_arguments",
     "build_command",
 ]
 
 logger = logging.getLogger(__name__)
 
-_RESERVED = {
-    "user_dir": "it is always this project's fairseq_plugins",
-    "save_dir": "it is always the folder `checkpoints` of `run`",
-    "finetune_from_model": "use `start_from`",
-    "restore_file": "use `start_from`, or an earlier `run` to resume it",
-}
+# fairseq prints this before it writes a checkpoint.
+_SAVING = "Preparing to save checkpoint"
 # The options of fairseq translation models that decide the shapes or the meaning of
 # the weights.
 _SIZES = tuple(
@@ -69,9 +66,6 @@ _SIZES = tuple(
     "layernorm_embedding",
     "activation_fn",
 )
-# Longer lists of choices (there are 200 architectures) are not shown in messages.
-_MAX_LISTED_CHOICES = 12
-_TEXT = "text"
 
 
 def add_architecture(config: Config, *, recorded: Config | None) -> Config:
@@ -95,9 +89,9 @@ def add_architecture(config: Config, *, recorded: Config | None) -> Config:
         return {**same, **config}
     theirs = _read_model_options(Path(config["start_from"]))
     completed = {"arch": theirs["arch"], **config}
-    ours = _parse_options(
-        {key: value for key, value in completed.items() if key not in PROJECT_KEYS}
-    )
+    given = {key: value for key, value in completed.items() if key not in PROJECT_KEYS}
+    arguments = build_arguments(given, also_known=PROJECT_KEYS)
+    ours = _plain(vars(parse_options(["data", *arguments])))
     _check_model_class(config, theirs)
     for key in _SIZES:
         if key not in ours or key not in theirs or ours[key] == theirs[key]:
@@ -115,16 +109,6 @@ def _read_model_options(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(options, Mapping) or not {"arch", "_name"} & options.keys():
         raise UserError(f"`{checkpoint}` must hold the options of its model.")
     return _plain({"arch": options.get("_name"), **options})
-
-
-def _parse_options(options: Config) -> dict[str, Any]:
-    """Return the values that fairseq derives from options, with its defaults."""
-    from fairseq import options as fairseq_options
-
-    arguments = build_arguments(options, also_known=PROJECT_KEYS)
-    parser = fairseq_options.get_training_parser()
-    parsed = fairseq_options.parse_args_and_arch(parser, ["data", *arguments])
-    return _plain(vars(parsed))
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,142 +141,6 @@ def _contradiction(key: str, config: Config, theirs: dict[str, Any]) -> UserErro
         f"`{key}` must be {theirs[key]} as in `start_from`, but is {config[key]} "
         f"(checkpoint: `{config['start_from']}`). Leave it out or change it."
     )
-
-
-def build_arguments(
-    options: Mapping[str, Any], *, also_known: Iterable[str] = ()
-) -> list[str]:
-    """Return the arguments of ``fairseq-train`` for these options, checked.
-
-    They are checked by the parser that fairseq builds for the architecture, criterion,
-    optimizer, ... among the options, with this plug-in registered.
-
-    Args:
-        options: option names with underscores and their values: text, numbers,
-            booleans for flags, lists and mappings (as JSON).
-        also_known: keys that are not options, to suggest for a misspelt key.
-
-    Raises:
-        UserError: an option is unknown, reserved or missing, or its value is wrong.
-    """
-    for key in _RESERVED.keys() & options.keys():
-        raise UserError(f"`{key}` must not be given: {_RESERVED[key]}.")
-    for key in ("arch", "optimizer"):
-        if key not in options:
-            raise UserError(f"`{key}` must be given.")
-    if not {"max_tokens", "batch_size", "max_sentences"} & options.keys():
-        raise UserError("`max_tokens` or `batch_size` must be given.")
-    parser = _build_parser(options)
-    known = _actions_by_name(parser)
-    arguments = []
-    for key, value in options.items():
-        if key not in known:
-            raise UserError(
-                f"unknown key `{key}`.{did_you_mean(key, [*known, *also_known])} "
-                "fairseq-train has no such option with this `arch`, `criterion`, "
-                "`optimizer` and `lr_scheduler`."
-            )
-        arguments += _format_option(key, value, known[key])
-    parser.parse_args(["data", *arguments])
-    return arguments
-
-
-def _build_parser(options: Mapping[str, Any]) -> argparse.ArgumentParser:
-    """Build the parser of fairseq-train with the options of the chosen classes."""
-    from fairseq import options as fairseq_options
-    from fairseq.registry import REGISTRIES
-
-    fairseq_plugins.register()
-    parser: argparse.ArgumentParser = fairseq_options.get_training_parser()
-    setattr(parser, "error", _refuse)
-    general = _actions_by_name(parser)
-    chosen = []
-    for key in sorted({"arch", "task", *REGISTRIES} & options.keys()):
-        chosen += _format_option(key, options[key], general[key])
-    # Parsing has the side effect that is needed here: the chosen classes add their
-    # options to the parser. That required options are missing does not matter.
-    with contextlib.suppress(UserError):
-        fairseq_options.parse_args_and_arch(parser, [*chosen, "data"], parse_known=True)
-    return parser
-
-
-def _refuse(message: str) -> NoReturn:
-    raise UserError(f"fairseq-train does not accept these options: {message}.")
-
-
-def _actions_by_name(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
-    return {
-        option[2:].replace("-", "_"): action
-        for option, action in parser._option_string_actions.items()
-        if option.startswith("--") and option != "--help"
-    }
-
-
-def _format_option(key: str, value: Any, action: argparse.Action) -> list[str]:
-    flag = "--" + key.replace("_", "-")
-    if flag not in action.option_strings:  # a few of fairseq's have underscores
-        flag = "--" + key
-    if isinstance(value, bool) or action.nargs == 0:
-        return _format_boolean(key, value, action, flag)
-    if isinstance(value, list) and action.nargs in ("+", "*"):
-        return [flag, *(_check_value(key, str(item), action) for item in value)]
-    if isinstance(value, (list, dict)):
-        value = json.dumps(value)
-    text = _check_value(key, str(value), action)
-    # argparse would read a value that begins with a dash as another option.
-    return [f"{flag}={text}"] if text.startswith("-") else [flag, text]
-
-
-def _format_boolean(
-    key: str, value: Any, action: argparse.Action, flag: str
-) -> list[str]:
-    """Give a flag if it sets the value that the configuration asks for.
-
-    ``left_pad_source: false`` gives ``--left-pad-source``, which switches it off.
-    """
-    if action.nargs == 0:
-        if not isinstance(value, bool):
-            raise UserError(f"`{key}` must be true or false, but is `{value}`.")
-        return [flag] if value == action.const else []
-    if action.nargs == "?":  # a flag that may have a value
-        return [flag] if value else []
-    name = getattr(action.type, "__name__", "")
-    if action.metavar == "BOOL" or name == "eval_bool":
-        return [flag, str(value)]
-    rule = _describe_values(action)
-    message = f"`{key}` must be {rule}, but is `{str(value).lower()}`."
-    if rule == _TEXT:
-        message += " YAML reads on, off, yes and no so, unless in quotes."
-    raise UserError(message)
-
-
-def _describe_values(action: argparse.Action) -> str:
-    if action.choices is not None:
-        choices = [str(choice) for choice in action.choices]
-        if len(choices) <= _MAX_LISTED_CHOICES:
-            return "one of " + ", ".join(f"`{choice}`" for choice in choices)
-        return f"one of fairseq's {len(choices)} choices"
-    names: dict[Any, str] = {
-        int: "a whole number",
-        float: "a number",
-        str: _TEXT,
-        None: _TEXT,
-    }
-    return names.get(action.type, "a number, or a list such as `[0.5, 0.25]`")
-
-
-def _check_value(key: str, text: str, action: argparse.Action) -> str:
-    """Return the text if the option accepts it."""
-    rule = _describe_values(action)
-    convert: Callable[[str], Any] = action.type if callable(action.type) else str
-    try:
-        value = convert(text)
-    except (ValueError, TypeError, SyntaxError, argparse.ArgumentTypeError):
-        raise UserError(f"`{key}` must be {rule}, but is `{text}`.") from None
-    if action.choices is not None and value not in action.choices:
-        hint = did_you_mean(text, map(str, action.choices))
-        raise UserError(f"`{key}` must be {rule}, but is `{text}`.{hint}")
-    return text
 
 
 def is_follower() -> bool:
@@ -347,6 +195,11 @@ def build_command(config: Config) -> list[str]:
     arguments = build_arguments(options, also_known=PROJECT_KEYS)
     if add_cpu:
         logger.info("No GPU here: training on the CPU (--cpu).")
+    if options.get("save_interval_updates") and options.get("validate_after_updates"):
+        logger.warning(
+            "`validate_after_updates` also delays the checkpoints of "
+            "`save_interval_updates`."
+        )
     run = RunFolder(Path(config["run"]))
     command = [sys.executable, "-m", "fairseq_cli.train"]
     command += [str(find_binarized_folder(Path(config["data"])))]
@@ -381,19 +234,51 @@ def train(config: Config, command: list[str], *, on_line: Callable[[str], None])
     """
     run = RunFolder(Path(config["run"]))
     with run.lock():
-        if not _has_all_updates(config, run):
-            run.record_start(config, shlex.join(command))
-            outcome = run_logged(command, log=run.log, append=True, on_line=on_line)
-            if outcome.status:
-                logger.error(
-                    "fairseq-train ended with status %d: %s. All of its output: %s",
-                    outcome.status,
-                    next(filter(str.strip, reversed(outcome.last_lines)), "no output"),
-                    run.log,
-                )
-                return outcome.status
+        if not _is_complete(config, run):
+            status = _run_fairseq(config, run, command, on_line)
+            if status:
+                return status
         run.record_end(_measure_progress(config, run))
     return 0
+
+
+def _run_fairseq(
+    config: Config, run: RunFolder, command: list[str], on_line: Callable[[str], None]
+) -> int:
+    """Run the command; record the configuration as soon as results depend on it."""
+    is_recorded = False
+
+    def record() -> None:
+        nonlocal is_recorded
+        if not is_recorded:
+            run.record_start(config, shlex.join(command))
+            is_recorded = True
+
+    def follow(line: str) -> None:
+        if _SAVING in line:
+            record()
+        on_line(line)
+
+    # A start that fails before its first checkpoint must leave the record of the
+    # results that are there.
+    before = run.last_save()
+    if before is None:
+        record()
+    log_start = run.log.stat().st_size if run.log.is_file() else 0
+    outcome = run_logged(command, log=run.log, append=True, on_line=follow)
+    if outcome.status == 0 or run.last_save() != before:
+        record()
+    if outcome.status:
+        with open(run.log, encoding="utf-8", errors="replace") as log:
+            log.seek(log_start)
+            error = find_error(log.read())
+        logger.error(
+            "fairseq-train ended with status %d: %s. All of its output: %s",
+            outcome.status,
+            error,
+            run.log,
+        )
+    return outcome.status
 
 
 def join_training(config: Config, command: list[str]) -> None:
@@ -402,29 +287,36 @@ def join_training(config: Config, command: list[str]) -> None:
     Returns only if there is nothing to train. No process writes checkpoints before all
     processes have met, so that all of them see the same checkpoints here.
     """
-    if not _has_all_updates(config, RunFolder(Path(config["run"]))):
+    if not _is_complete(config, RunFolder(Path(config["run"]))):
         os.execv(command[0], command)
 
 
-def _has_all_updates(config: Config, run: RunFolder) -> bool:
-    """Return whether the last checkpoint has ``max_update`` updates or more.
+def _is_complete(config: Config, run: RunFolder) -> bool:
+    """Return whether the last checkpoint is the end of the training.
 
-    That is so after a kill in the last second; fairseq would then do one more update.
+    That is so after a kill in the last second; fairseq would then continue to train.
     """
     max_update = int(config.get("max_update", 0))
-    if not (max_update and run.last_checkpoint.is_file()):
+    patience = int(config.get("patience", -1))
+    if not (max_update or patience > 0) or not run.last_checkpoint.is_file():
         return False
-    if _read_last_checkpoint(run)[0] < max_update:
-        return False
-    logger.info("`%s` already has its %d updates.", run.path, max_update)
-    return True
+    state = _read_last_checkpoint(run)
+    if max_update and _count_updates(state) >= max_update:
+        logger.info("`%s` already has its %d updates.", run.path, max_update)
+        return True
+    stopping = state["extra_state"].get(EARLY_STOPPING, {})
+    if 0 < patience <= stopping.get("num_runs", 0):
+        logger.info("`%s` has stopped early: `patience` is %d.", run.path, patience)
+        return True
+    return False
 
 
 def _measure_progress(config: Config, run: RunFolder) -> dict[str, float | None]:
     """Return the updates of the run, and its seconds over all of its starts."""
     if not run.last_checkpoint.is_file():  # with --no-save or --no-last-checkpoints
         return {"updates": None, "seconds": None}
-    updates, seconds = _read_last_checkpoint(run)
+    state = _read_last_checkpoint(run)
+    updates, seconds = _count_updates(state), _training_seconds(state)
     if "start_from" in config:  # fairseq continues to count from there
         start = Path(config["start_from"])
         if not start.is_file():
@@ -433,16 +325,19 @@ def _measure_progress(config: Config, run: RunFolder) -> dict[str, float | None]
     return {"updates": updates, "seconds": round(seconds, 1)}
 
 
-def _read_last_checkpoint(run: RunFolder) -> tuple[int, float]:
-    """Return the number of updates and the seconds of training."""
+def _read_last_checkpoint(run: RunFolder) -> dict[str, Any]:
     try:
-        state = read_checkpoint(run.last_checkpoint)
+        return read_checkpoint(run.last_checkpoint)
     except UserError as error:
         raise UserError(
             f"{error} Put another checkpoint of the same folder in its place, or "
             "remove it to start over."
         ) from None
-    return state["optimizer_history"][-1]["num_updates"], _training_seconds(state)
+
+
+def _count_updates(state: dict[str, Any]) -> int:
+    updates: int = state["optimizer_history"][-1]["num_updates"]
+    return updates
 
 
 def _training_seconds(state: dict[str, Any]) -> float:

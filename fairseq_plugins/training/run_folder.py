@@ -72,9 +72,9 @@ _BY_EPOCHS = re.compile(r"checkpoint(\d+)\.pt")
 class RunFolder:
     """A folder with ``config.yaml``, ``command.txt``, ``train.log``, ``checkpoints/``.
 
-    ``config.yaml`` is the flat configuration of the latest start. ``finished.json``
-    exists if that start was completed. It holds the model's number of ``updates`` and
-    the ``seconds`` of training over all starts.
+    ``config.yaml`` is the flat configuration of the latest start that wrote a
+    checkpoint. ``finished.json`` exists if that start was completed. It holds the
+    model's number of ``updates`` and the ``seconds`` of training over all starts.
     """
 
     def __init__(self, path: Path) -> None:
@@ -102,6 +102,11 @@ class RunFolder:
     def read_results_config(self) -> Config | None:
         """Return the configuration of the checkpoints; ``None`` without checkpoints."""
         return self.read_config() if any(self.checkpoints.glob("*.pt")) else None
+
+    def last_save(self) -> int | None:
+        """Return when a checkpoint was last written, in ns; ``None`` without any."""
+        times = [path.stat().st_mtime_ns for path in self.checkpoints.glob("*.pt")]
+        return max(times, default=None)
 
     def is_finished_with(self, config: Config) -> bool:
         """Return whether training with this configuration is complete."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from pathlib import Path
+
+from fairseq_plugins.training.train_log import parse_line
 
 __all__ = ["Curves", "read_curves"]
 
 # By metric: number of updates -> value. Names begin with train_ or valid_.
 Curves = dict[str, dict[int, float]]
 
-# "train_inner" comes every --log-interval updates, the others once per epoch.
-_LINE = re.compile(r"\| INFO \| (train_inner|train|valid[^ ]*) \| (.*)")
-_PAIR = re.compile(r"(\w+)(?:=| )([-+\d.e]+|inf|nan)(?=,| \||$)")
 _MAX_POINTS = 400
 
 
@@ -31,14 +28,13 @@ def read_curves(log: Path) -> Curves:
     curves: Curves = {}
     epochs: Curves = {}
     with open(log, encoding="utf-8", errors="replace") as stream:
-        for match in filter(None, map(_LINE.search, stream)):
-            kind, values = match[1], _numbers(match[1], match[2].strip())
-            updates = values.get("num_updates")
+        for line in filter(None, map(parse_line, stream)):
+            updates = line.values.get("num_updates")
             if updates is None or not math.isfinite(updates):
                 continue
-            target = epochs if kind == "train" else curves
-            prefix = "valid" if kind.startswith("valid") else "train"
-            for name, value in values.items():
+            target = epochs if line.kind == "train" else curves
+            prefix = "valid" if line.is_validation else "train"
+            for name, value in line.values.items():
                 if math.isfinite(value) and name not in ("num_updates", "epoch"):
                     target.setdefault(f"{prefix}_{name}", {})[int(updates)] = value
     # Means over epochs are shown if the run was shorter than --log-interval.
@@ -46,22 +42,6 @@ def read_curves(log: Path) -> Curves:
         name: _thin_out(dict(sorted(points.items())))
         for name, points in {**epochs, **curves}.items()
     }
-
-
-def _numbers(kind: str, text: str) -> dict[str, float]:
-    if not text.startswith("{"):
-        return {name: float(value) for name, value in _PAIR.findall(text)}
-    try:
-        values = json.loads(text)
-    except ValueError:  # a killed run can end within a line
-        return {}
-    numbers = {}
-    for name, value in values.items():
-        try:
-            numbers[name.removeprefix(f"{kind}_")] = float(value)
-        except (TypeError, ValueError):
-            continue
-    return numbers
 
 
 def _thin_out(points: dict[int, float]) -> dict[int, float]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fairseq_plugins.training.launch import build_arguments
+from fairseq_plugins.training.fairseq_options import build_arguments, list_options
 from fairseq_plugins.utils.errors import UserError
 
 BASE = {
@@ -57,6 +57,14 @@ def test_a_value_is_written_as_fairseq_reads_it(
     key: str, value: Any, expected: list[str]
 ) -> None:
     assert arguments(**{key: value}) == expected
+
+
+def test_the_listed_options_have_the_defaults_of_their_architecture() -> None:
+    listed = list_options({"arch": "transformer_iwslt_de_en"})
+    assert "  encoder_attention_heads: 4\n" in listed
+    assert "  beam_loss: risk\n      one of " in listed
+    with pytest.raises(UserError, match="Did you mean `lstm`"):
+        list_options({"arch": "lstmm"})
 
 
 def test_the_options_of_this_plug_in_are_known() -> None:
