@@ -44,7 +44,7 @@ from fairseq_plugins.training.launch import (
 from fairseq_plugins.training.run_folder import RunFolder
 from fairseq_plugins.training.train_log import TrainingProgress
 from fairseq_plugins.utils.arguments import parse_assignment
-from fairseq_plugins.utils.errors import UserError, run_command_line
+from fairseq_plugins.utils.errors import run_command_line
 
 logger = logging.getLogger("fairseq_plugins.train")
 
@@ -56,8 +56,6 @@ def main() -> int:
     if arguments.options:
         print(list_options(_read_given(arguments)))
         return 0
-    if arguments.config is None:
-        raise UserError("`CONFIG.yaml` must be given.")
     layers = read_layers(arguments.config, arguments.overrides)
     config = merge_layers(arguments.config, layers)
     run = RunFolder(Path(config["run"]))
@@ -123,6 +121,8 @@ def _parse_arguments() -> argparse.Namespace:
         help="resume in a run folder whose results come from another configuration",
     )
     arguments = parser.parse_intermixed_args()
+    if arguments.config is None and not arguments.options:
+        parser.error("the following arguments are required: CONFIG.yaml")
     if arguments.options and "=" in str(arguments.config or ""):
         arguments.overrides.insert(0, str(arguments.config))
         arguments.config = None
