@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,6 +122,8 @@ class Translator:
         import fairseq_plugins
 
         fairseq_plugins.register()
+        # fairseq pins the memory of its batches even without a GPU.
+        warnings.filterwarnings("ignore", message=".*pin_memory", category=UserWarning)
         self._codec = codec
         self._max_tokens = max_tokens
         overrides = {"data": str(data)}
