@@ -89,7 +89,7 @@ def _checkpoints(paths: list[Path]) -> list[Path]:
 
 
 def _identity(path: Path) -> dict[str, Any]:
-    """Identify a checkpoint without reading it."""
+    """Return what identifies a checkpoint without reading it."""
     status = path.stat()
     return {
         "file": str(path.resolve()),

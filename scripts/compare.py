@@ -28,7 +28,7 @@ from typing import Any
 from fairseq_plugins.evaluation import command_line
 from fairseq_plugins.evaluation.compare import compare_files, compare_runs, system_names
 from fairseq_plugins.evaluation.evaluate import Row, Scoring
-from fairseq_plugins.utils.arguments import at_least, output_file, trainings
+from fairseq_plugins.utils.arguments import at_least, output_file, run_folders
 from fairseq_plugins.utils.errors import run_command_line
 from fairseq_plugins.utils.files import write_json
 from fairseq_plugins.utils.tables import format_table
@@ -54,7 +54,7 @@ def main() -> int:
             systems[0],
             systems[1:],
             shown=arguments.sentences,
-            **command_line.search_options(arguments),
+            **command_line.read_search_options(arguments),
             scoring=Scoring(max_empty=arguments.max_empty, force=arguments.force),
         )
     print("\n".join([_table(rows), *_sentences(rows)]))
@@ -111,7 +111,7 @@ def _difference(row: Row) -> list[str | None]:
 
 
 def _sentences(rows: list[Row]) -> list[str]:
-    """Return the greatest changes of each system at the last beam."""
+    """Return the sentences with the greatest changes, at the last beam size."""
     last = {row["run"]: row for row in rows if "gains" in row}
     names = _names(rows)
     lines = []
@@ -149,8 +149,8 @@ def _parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("control", type=trainings, metavar="CONTROL")
-    add("systems", type=trainings, nargs="+", metavar="SYSTEM")
+    add("control", type=run_folders, metavar="CONTROL")
+    add("systems", type=run_folders, nargs="+", metavar="SYSTEM")
     add("--reference", type=Path, metavar="REF",
         help="compare files of translations with this reference text")  # fmt: skip
     add("--source", type=Path, metavar="SRC",
@@ -172,7 +172,7 @@ def _parse_arguments() -> argparse.Namespace:
             "systems are files of translations"
         )
     if arguments.source and not arguments.reference:
-        parser.error("--source needs --reference; for run folders it is known")
+        parser.error("--source needs --reference; a run folder names its source text")
     missing = {name: defaults[name] for name in defaults if name not in given}
     return argparse.Namespace(**{**vars(arguments), **missing})
 

@@ -40,9 +40,9 @@ def main() -> int:
     arguments = _parse_arguments()
     rows = evaluate_run(
         arguments.run,
-        **command_line.search_options(arguments),
+        **command_line.read_search_options(arguments),
         max_tokens=arguments.max_tokens,
-        scoring=command_line.scoring_options(arguments),
+        scoring=command_line.read_scoring_options(arguments),
     )
     titles = dict.fromkeys(row["title"] for row in rows)
     reports = [

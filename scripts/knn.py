@@ -1,4 +1,4 @@
-"""Train features for k nearest neighbors through SOFT top-k, and compare methods.
+"""Train features for k nearest neighbors by SOFT top-k, and compare methods.
 
     python scripts/knn.py                       # digits of scikit-learn, some minutes
     python scripts/knn.py --mnist FOLDER        # four IDX files, plain or .gz
@@ -6,7 +6,7 @@
     python scripts/knn.py --on valid --methods soft --seeds 9 epsilons.soft=3
 
 All methods have the same network, images and number of updates. The settings are those
-of configs/knn or of --config, with changes as key=value. Finished trainings are kept
+of configs/knn or of --config, with changes as key=value. Finished runs are kept
 under --runs and skipped, and interrupted ones are resumed. The accuracies are printed
 and written to --results as JSON. Choose settings with --on valid, which holds out some
 of the training images as test images.

@@ -1,4 +1,4 @@
-"""Let a trained model look up its training data during translation (kNN-MT).
+"""Translate with a model that retrieves from its training data (kNN-MT).
 
     python scripts/knn_mt.py RUN [--subset test test1] [--systems soft] [--beam 5]
 

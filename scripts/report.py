@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 from fairseq_plugins.evaluation.report.build import ReportOptions, write_report
-from fairseq_plugins.utils.arguments import at_least, finite, trainings
+from fairseq_plugins.utils.arguments import at_least, finite, run_folders
 from fairseq_plugins.utils.errors import run_command_line
 
 
@@ -54,7 +54,7 @@ def _parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("systems", type=trainings, nargs="+", metavar="SYSTEM")
+    add("systems", type=run_folders, nargs="+", metavar="SYSTEM")
     add(
         "-o",
         "--out",

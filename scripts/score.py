@@ -24,7 +24,11 @@ from typing import Any
 from fairseq_plugins.evaluation import command_line
 from fairseq_plugins.evaluation.comet import comet_score
 from fairseq_plugins.evaluation.metrics import score, score_like_older_papers
-from fairseq_plugins.evaluation.test_sets import identify, known_sets, select
+from fairseq_plugins.evaluation.test_sets import (
+    identify_test_set,
+    load_test_sets,
+    select_lines,
+)
 from fairseq_plugins.utils.arguments import output_file
 from fairseq_plugins.utils.errors import UserError, run_command_line
 from fairseq_plugins.utils.files import read_lines, write_json
@@ -46,7 +50,7 @@ def main() -> int:
 
 def _score_files(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of `metrics.Scores` and further scores as JSON."""
-    scoring, test_set = command_line.scoring_options(arguments), arguments.test_set
+    scoring, test_set = command_line.read_scoring_options(arguments), arguments.test_set
     hypotheses = _read(arguments.hypotheses, test_set)
     references = _read(arguments.references, test_set)
     sources = None if arguments.source is None else _read(arguments.source, test_set)
@@ -61,7 +65,7 @@ def _score_files(arguments: argparse.Namespace) -> dict[str, Any]:
         max_empty=scoring.max_empty,
         force=scoring.force,
     )
-    known = identify(references)
+    known = identify_test_set(references)
     result: dict[str, Any] = {
         **asdict(scores),
         "sentences": len(hypotheses),
@@ -78,15 +82,15 @@ def _score_files(arguments: argparse.Namespace) -> dict[str, Any]:
 def _read(path: Path, test_set: str | None) -> list[str]:
     lines = read_lines(path)
     try:
-        return lines if test_set is None else select(test_set, lines)
+        return lines if test_set is None else select_lines(test_set, lines)
     except UserError as error:
         raise UserError(f"`{path}`: {error}") from None
 
 
 def _check_same_set(hypotheses: int, references: int) -> None:
     """Explain the numbers of lines if one file has a part of the other's test set."""
-    sizes = {known.name: known.sentences for known in known_sets()}
-    for part in known_sets():
+    sizes = {known.name: known.sentences for known in load_test_sets()}
+    for part in load_test_sets():
         whole = sizes.get(part.lines_of or "")
         if {hypotheses, references} == {part.sentences, whole}:
             raise UserError(

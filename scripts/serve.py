@@ -44,7 +44,7 @@ def main() -> None:
     from fairseq_plugins.serving.app import create_app, is_loopback
     from fairseq_plugins.serving.served_run import load_served_runs
 
-    # Loading takes a while, so a port that is not free is reported before.
+    # Loading takes a while, so a port that is not free is reported first.
     with _listen(arguments.host, arguments.port) as listener:
         runs = load_served_runs(
             arguments.runs, checkpoint=arguments.checkpoint, use_gpu=not arguments.cpu

@@ -48,7 +48,7 @@ if is_complete; then
   exit 0
 fi
 
-# Of two simultaneous set-ups the second waits, and then finds nothing to do.
+# If two set-ups run at once, the second one waits and then has nothing to do.
 exec 9>.setup.lock
 if ! flock --nonblock 9; then
   echo "Another set-up is running; waiting for it."

@@ -1,4 +1,4 @@
-"""Train a model: turn one YAML file into a ``fairseq-train`` command and run it.
+"""Train a model: turn a YAML file into a ``fairseq-train`` command and run it.
 
     python scripts/train.py CONFIG.yaml [key=value ...] [--dry-run] [--verbose]
     python scripts/train.py --options [CONFIG.yaml] [key=value ...]

@@ -25,7 +25,7 @@ STAGE     prepare   convert text to the format of fairseq
 --source  folder with the files of the corpus; without it they are downloaded
 --out     folder for all results (default: runs, with --smoke: runs/smoke)
 --model   $(echo $models | sed 's/ / or /g') (default: $default_model)
-key=value options of fairseq-train for all trainings, such as max_tokens=2048
+key=value options of fairseq-train for all training stages, such as max_tokens=2048
 All GPUs are used; CUDA_VISIBLE_DEVICES selects some of them.
 
 Published: $published
@@ -107,7 +107,7 @@ compare() { # CONTROL RUN...: the first trained system is the control
     1) run "$python" scripts/evaluate.py "${trained[@]}" --checkpoint checkpoint_average.pt --beam 1 5 ;;
     *)
       [[ $1 = "${trained[0]}" ]] ||
-        echo "warning: \`$1\` has not been trained, so that \`${trained[0]}\` is the control: it had fewer updates" >&2
+        echo "warning: \`$1\` has not been trained, so \`${trained[0]}\`, which had fewer updates, is the control" >&2
       run "$python" scripts/compare.py "${trained[@]}" --checkpoint checkpoint_average.pt --beam 1 5 --sentences 0 ;;
   esac
 }

@@ -151,7 +151,7 @@ def test_a_test_set_is_translated_and_scored_once(run: Path, tmp_path: Path) -> 
 
     second = evaluate(run, "--beam", 1, 3)
     assert second.stdout == first.stdout
-    assert "test, beam 1: known already" in second.stderr
+    assert "test, beam 1: already evaluated" in second.stderr
     assert "sentences" not in second.stderr
     assert not list((run / "eval").glob(".*"))
 

@@ -234,7 +234,7 @@ def test_a_part_of_a_test_set_is_scored_with_the_translations_of_the_whole(
 ) -> None:
     known = TestSet("first_set", 3, {"xx": "0", "yy": "1"})
     part = TestSet("first_set/2", 2, {"xx": "2", "yy": "3"}, "first_set", "2, 0")
-    monkeypatch.setattr(test_sets, "known_sets", lambda: (known, part))
+    monkeypatch.setattr(test_sets, "load_test_sets", lambda: (known, part))
     (row,) = evaluate_run(run, beams=[2], subset="first_set/2")
     assert (row["title"], row["sentences"], row["subset"]) == ("first_set/2", 2, "test")
     assert row["lines_of"] == "first_set"
@@ -335,7 +335,7 @@ def test_a_known_name_with_another_number_of_sentences_is_refused(
 ) -> None:
     sets = [TestSet(name, n, {"xx": "", "yy": ""}) for name, n in
             (("first_set", 4), ("first_set/3", 3))]  # fmt: skip
-    monkeypatch.setattr(test_sets, "known_sets", lambda: tuple(sets))
+    monkeypatch.setattr(test_sets, "load_test_sets", lambda: tuple(sets))
     with pytest.raises(
         UserError, match="has 4 sentences, but .* has 3. This is the size of"
     ):

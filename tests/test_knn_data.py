@@ -116,7 +116,10 @@ class Evil:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (pickle.dumps(Evil(), protocol=2), "it names posix.mkdir, which is no array"),
+        (
+            pickle.dumps(Evil(), protocol=2),
+            "it names posix.mkdir, which is not an array",
+        ),
         (b"nonsense", "must be a Python batch of CIFAR-10"),
         (pickle.dumps({b"labels": [1]}), "must be a Python batch of CIFAR-10"),
         (

@@ -17,8 +17,8 @@ from fairseq_plugins.knn_mt.datastore import (
     Datastore,
     LoadedModel,
     Neighbors,
+    compute_log_probs,
     force_decode,
-    log_probs_of,
 )
 from fairseq_plugins.knn_mt.experiment import translate
 from fairseq_plugins.knn_mt.gate import (
@@ -26,7 +26,7 @@ from fairseq_plugins.knn_mt.gate import (
     GoldTokens,
     Retrieved,
     count_distinct,
-    fit,
+    fit_gate,
     mean_loss,
     mix,
 )
@@ -78,7 +78,7 @@ def test_gold_has_the_probability_that_the_whole_distribution_gives_it(
 
 def test_soft_weights_become_the_k_nearest_alike_as_temperature_falls(retrieved):
     gate = Gate(8, scale=1.0, weights="soft", is_adaptive=False)
-    # size_of(control) = 3
+    # num_neighbors_of(control) = 3
     control = torch.tensor(2 / 6.999).logit()
     with torch.no_grad():
         gate.bias.copy_(torch.tensor([0.0, -8.0, control]))
@@ -132,7 +132,9 @@ def test_a_gate_learns_to_trust_the_better_source(weights, rng):
         gold,
         log_probs[:, 0],
     )
-    gate = fit(gold_tokens, weights=weights, is_adaptive=False, updates=400, seed=1)
+    gate = fit_gate(
+        gold_tokens, weights=weights, is_adaptive=False, updates=400, seed=1
+    )
     logit, given = gate(gold_tokens.retrieved)
     assert logit.sigmoid().min() > 0.9 and given[:, 0].min() > 0.8
     assert mean_loss(gate, gold_tokens) < 0.3 < -gold_tokens.gold_log_prob.mean()
@@ -183,7 +185,7 @@ def test_forced_states_give_the_probabilities_of_the_model(loaded):
             sample = dataset.collater([dataset[number]])
             output = loaded.model(**sample["net_input"])
             expected = loaded.model.get_normalized_probs(output, log_probs=True)[0]
-            got = log_probs_of(loaded, batch.states[mine])
+            got = compute_log_probs(loaded, batch.states[mine])
             torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
             seen += len(batch.targets)
     assert seen == dataset.tgt_sizes.sum()
@@ -194,7 +196,7 @@ def test_search_without_neighbors_is_fairseqs_and_a_closed_gate_changes_nothing(
 ):
     alone = translate(loaded, "valid", beam=3)
     assert len(alone) == 20 and all(alone)
-    store = Datastore.of(loaded, "train", tmp_path / "store.npz")
+    store = Datastore.load_or_build(loaded, "train", tmp_path / "store.npz")
     gate = Gate(4, scale=1.0, weights="soft", is_adaptive=False).eval()
     with torch.no_grad():
         gate.bias.copy_(torch.tensor([-60.0, 0.0, 0.0]))
@@ -204,7 +206,7 @@ def test_search_without_neighbors_is_fairseqs_and_a_closed_gate_changes_nothing(
 def test_states_in_the_search_are_those_of_teacher_forcing(loaded, tmp_path):
     # The corpus is its own datastore: the neighbors at distance 0 of a hypothesis that
     # follows the reference vote for the next token of the reference.
-    store = Datastore.of(loaded, "valid", tmp_path / "store.npz")
+    store = Datastore.load_or_build(loaded, "valid", tmp_path / "store.npz")
     gate = Gate(2, scale=1e-3, weights="softmax", is_adaptive=False).eval()
     with torch.no_grad():
         gate.bias.copy_(torch.tensor([8.0, 0.0, 0.0]))

@@ -22,7 +22,7 @@ from fairseq_plugins.evaluation.metrics import (
     tokenize_by_moses,
     tokenized_bleu,
 )
-from fairseq_plugins.evaluation.test_sets import select
+from fairseq_plugins.evaluation.test_sets import select_lines
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import read_lines
 
@@ -74,7 +74,7 @@ def test_mozillas_models(
     hypotheses = read_lines(CHECK / file)
     references = read_lines(NEWSTEST / f"newstest{reference}.xz")
     if "filtered" in name:
-        references = select("newstest2014/2737", references)
+        references = select_lines("newstest2014/2737", references)
     check_comparable(hypotheses, references)
     result, _ = bleu(hypotheses, references)
     assert (f"{result.score:.1f}", f"{result.score:.2f}") == (published, score)

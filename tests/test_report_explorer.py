@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_report_runs import write_run
 
-from fairseq_plugins.evaluation.report.build import ReportOptions, collect
+from fairseq_plugins.evaluation.report.build import ReportOptions, collect_data
 from fairseq_plugins.evaluation.report.explorer import choose_epsilons, explore
 from fairseq_plugins.utils.errors import UserError
 
@@ -88,7 +88,7 @@ def test_the_widest_beam_that_is_allowed_can_be_searched_and_no_wider_one(
     task.target_dictionary.save(str(tmp_path / "corpus" / "bin" / "dict.y.txt"))
     rule = rf"`--explore-beam` must be at most {words - 2}, .*, but is {words - 1}\."
     with pytest.raises(UserError, match=rule):
-        collect([[run]], options=ReportOptions(explore_beam=words - 1))
+        collect_data([[run]], options=ReportOptions(explore_beam=words - 1))
 
     def search(beam_size: int) -> Any:
         sample = collate(sentences[:2])

@@ -61,10 +61,10 @@ def test_an_installed_wheel_prepares_the_built_in_corpus(site, tmp_path):
 def test_an_installed_wheel_knows_recipes_and_test_sets(site, tmp_path):
     program = (
         "from fairseq_plugins.corpus.recipe import load_recipe, recipe_names\n"
-        "from fairseq_plugins.evaluation.test_sets import known_sets\n"
+        "from fairseq_plugins.evaluation.test_sets import load_test_sets\n"
         "for name in recipe_names():\n"
         "    load_recipe(name)\n"
-        "print(len(recipe_names()), len(known_sets()))"
+        "print(len(recipe_names()), len(load_test_sets()))"
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}
     found = run(["-c", program], cwd=tmp_path, env=environment).split()

@@ -1,4 +1,4 @@
-"""Find out what is missing or wrong on this system for each stage.
+"""Find out what each stage needs that is missing or wrong on this system.
 
-The standard library only: it must run where nothing is installed yet.
+It uses the standard library only, so it runs before anything is installed.
 """

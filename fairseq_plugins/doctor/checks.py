@@ -1,4 +1,4 @@
-"""What is missing or wrong for each stage, and how to fix it.
+"""Check what each stage needs, and tell how to fix what is missing or wrong.
 
 The needs of disk and GPU memory are estimates; none of them was measured on a GPU.
 """
@@ -24,8 +24,8 @@ _GIB = 1 << 30
 _SHARED_MEMORY = _GIB
 _ENVIRONMENT = 8 * _GIB
 _EVALUATION = 4 * _GIB  # caches of attention
-# A pair of news text is about 300 bytes; it is stored as extracted, as cleaned, as
-# subword ids and binarised (2 bytes per token), in all a bit more than three times.
+# A pair of news sentences has about 300 bytes. It is stored extracted, cleaned, as
+# subword ids and binarized (2 bytes per token): a bit more than three times in all.
 _BYTES_PER_PAIR = 1_000
 # bf16 weights and gradients, fp32 weights and gradients, two fp32 moments of Adam.
 _BYTES_PER_PARAMETER = 2 + 2 + 4 + 4 + 8
@@ -295,9 +295,9 @@ def _check_disk(stage: str, system: System, needed: int, purpose: str) -> Findin
 
 
 def _judge(
-    stage: str, good: bool, message: str, fix: str, *, otherwise: str = "problem"
+    stage: str, is_good: bool, message: str, fix: str, *, otherwise: str = "problem"
 ) -> Finding:
-    if good:
+    if is_good:
         return Finding(stage, "ok", message)
     return Finding(stage, otherwise, message, fix)
 

@@ -1,4 +1,4 @@
-"""Facts about this system and about a recipe. No failing fact stops the others."""
+"""Inspect this system and a recipe. If one inspection fails, the others continue."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Torch:
 
 @dataclass(frozen=True)
 class System:
-    """Facts. ``*_error`` is the reason why something does not work."""
+    """What was found. ``*_error`` is the reason why something does not work."""
 
     python: str
     python_version: tuple[int, ...]
@@ -149,7 +149,7 @@ class RecipeNeeds:
 
 
 def inspect_system(python: Path, out: Path, hosts: Iterable[str]) -> System:
-    """Return the facts; takes seconds, downloads and changes nothing.
+    """Inspect this system; takes seconds, and downloads and changes nothing.
 
     Args:
         python: the interpreter that trains.
@@ -190,7 +190,7 @@ def inspect_system(python: Path, out: Path, hosts: Iterable[str]) -> System:
 def inspect_recipe(
     python: Path, recipe: str, source: Path | None = None
 ) -> RecipeNeeds:
-    """Return the needs of a recipe, found as scripts/prepare.py does, and its fault.
+    """Return what a recipe needs, read as scripts/prepare.py reads it.
 
     Args:
         python: the interpreter that prepares it.
@@ -268,7 +268,7 @@ def _inspect_gpus() -> dict[str, Any]:
 
 
 def find_connection_error(host: str) -> str | None:
-    """Request headers from a server, through the proxy of the environment if any."""
+    """Request headers from a server, through a proxy if the environment names one."""
     request = urllib.request.Request(f"https://{host}/", method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=_NETWORK_SECONDS).close()

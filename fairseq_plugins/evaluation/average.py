@@ -41,13 +41,13 @@ def average_checkpoints(paths: Sequence[Path], output: Path) -> None:
         state = _read(path)
         parameters: Parameters = state["model"]
         if not sums:
-            sums = {name: _wide(value) for name, value in parameters.items()}
+            sums = {name: _widen(value) for name, value in parameters.items()}
             continue
         _check_same_parameters(sums, parameters, paths[0], path)
         for name, value in parameters.items():
-            sums[name] += _wide(value)
+            sums[name] += _widen(value)
     # `state` is that of the last checkpoint.
-    state["model"] = _means(sums, state["model"], len(paths))
+    state["model"] = _divide_sums(sums, state["model"], len(paths))
     state["last_optimizer_state"] = None
     with write_atomically(output, "wb") as stream:
         torch.save(state, stream)
@@ -60,8 +60,8 @@ def _read(path: Path) -> State:
     return state
 
 
-def _wide(value: torch.Tensor) -> torch.Tensor:
-    """Return a copy in a type that can be summed without loss."""
+def _widen(value: torch.Tensor) -> torch.Tensor:
+    """Return a copy in a type that sums without loss of precision."""
     wide = torch.float64 if value.is_floating_point() else torch.int64
     return value.to(wide, copy=True)
 
@@ -85,7 +85,7 @@ def _check_same_parameters(
             )
 
 
-def _means(sums: Parameters, like: Parameters, count: int) -> Parameters:
+def _divide_sums(sums: Parameters, like: Parameters, count: int) -> Parameters:
     """Divide the sums; tensors that share memory in ``like`` share it again."""
     means: Parameters = {}
     made: dict[tuple[Any, ...], torch.Tensor] = {}

@@ -1,4 +1,4 @@
-"""Refuse texts that would give a wrong score, and show a line that explains why."""
+"""Refuse texts that would get a wrong score, and quote a line that shows why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COMET by the user's installation in another environment.
+"""COMET scores, computed by an installation in another environment.
 
 unbabel-comet needs gigabytes and other versions of packages. Therefore it is never
 imported: its command line is called and its output parsed.
@@ -66,7 +66,7 @@ def comet_score(
     hypotheses: Sequence[str],
     references: Sequence[str],
 ) -> float:
-    """Return the system score that COMET prints, about 0 to 1 with current models.
+    """Return COMET's score of a system, about 0 to 1 with current models.
 
     Args:
         comet: the installation.

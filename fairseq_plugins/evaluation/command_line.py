@@ -1,4 +1,4 @@
-"""Options and tables that the scripts evaluate, compare and score share."""
+"""Options and tables shared by scripts/evaluate.py, compare.py and score.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Mapping, Sequence
 from fairseq_plugins.evaluation.checks import MAX_EMPTY
 from fairseq_plugins.evaluation.comet import DEFAULT_MODEL, Comet
 from fairseq_plugins.evaluation.evaluate import Scoring
-from fairseq_plugins.utils.arguments import at_least, finite, share
+from fairseq_plugins.utils.arguments import at_least, finite, fraction
 from fairseq_plugins.utils.tables import format_table
 
 _FORCED = "Scored with --force: not comparable with other scores."
@@ -17,7 +17,7 @@ _FORCED = "Scored with --force: not comparable with other scores."
 def add_search_options(
     parser: argparse.ArgumentParser, *, several_subsets: bool = False
 ) -> None:
-    """Add the options that select a run's translations; see `search_options`."""
+    """Add the options that select a run's translations; see `read_search_options`."""
     add = parser.add_argument
     add("--beam", type=at_least(1), nargs="+", default=[1, 5], metavar="K",
         help="beam sizes, 1 is greedy search (default: 1 5)")  # fmt: skip
@@ -34,7 +34,7 @@ def add_search_options(
         help="exponent of the length in the score (default: 1)")  # fmt: skip
 
 
-def search_options(arguments: argparse.Namespace) -> dict[str, Any]:
+def read_search_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return these options as :func:`evaluate_run` takes them."""
     return {
         "beams": arguments.beam,
@@ -46,7 +46,7 @@ def search_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def add_check_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--max-empty", type=share, default=MAX_EMPTY, metavar="SHARE",
+    add("--max-empty", type=fraction, default=MAX_EMPTY, metavar="FRACTION",
         help="fraction of hypotheses that may be empty "
         "(default: %(default)s)")  # fmt: skip
     add("--force", action="store_true",
@@ -67,7 +67,7 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     add_check_options(parser)
 
 
-def scoring_options(arguments: argparse.Namespace) -> Scoring:
+def read_scoring_options(arguments: argparse.Namespace) -> Scoring:
     comet = None
     if arguments.comet is not None:
         comet = Comet(arguments.comet, arguments.comet_model, arguments.comet_gpus)

@@ -1,4 +1,4 @@
-"""Compare systems with a control: their scores, and whether differences are chance."""
+"""Compare systems with a control: their scores, and the significance of differences."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Return names without the words with which all of them begin.
+    """Return names without the words that all of them begin with.
 
     Example:
         ``de-en_lstm_control`` and ``de-en_lstm_soft`` become ``control`` and ``soft``.
@@ -303,7 +303,7 @@ def _words(name: str) -> list[str]:
 
 
 def _common_words(names: Sequence[str]) -> list[str]:
-    """Return the words with which all names begin, except the last word of a name."""
+    """Return the words that all names begin with, except the last word of a name."""
     words = [_words(name) for name in names]
     common = 0
     if len(names) > 1:

@@ -1,4 +1,4 @@
-"""Evaluate a run folder and keep its scores in ``RUN/eval/scores.json``."""
+"""Translate and score test sets with a run; keep the scores in ``scores.json``."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ __all__ = [
     "checkpoint_path",
     "choose_checkpoint",
     "evaluate_run",
-    "file_name",
+    "checkpoint_file_name",
 ]
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model to evaluate.
+    """A checkpoint to evaluate.
 
     Attributes:
         path: the file.
@@ -118,7 +118,7 @@ def choose_checkpoint(folder: RunFolder, names: str | Sequence[str]) -> Checkpoi
     return Checkpoint(path, path.name, sha256_of(path), averaged)
 
 
-def file_name(which: str) -> str:
+def checkpoint_file_name(which: str) -> str:
     """Return the file name of ``best``, ``last`` or another checkpoint of a run."""
     return _NAMES.get(which, which)
 
@@ -130,7 +130,7 @@ def checkpoint_path(folder: RunFolder, row: Mapping[str, Any]) -> Path:
 
 
 def _find(folder: RunFolder, checkpoint: str) -> Checkpoint:
-    path = folder.checkpoints / file_name(checkpoint)
+    path = folder.checkpoints / checkpoint_file_name(checkpoint)
     if not path.is_file():
         path = Path(checkpoint)
     if not path.is_file():
@@ -163,9 +163,9 @@ class ScoreStore:
         return rows
 
     def find(self, identity: Row) -> Row | None:
-        """Return the row with these values if its hypotheses are unchanged."""
+        """Return the row with these values if its translations are unchanged."""
         for row in self._rows():
-            if identity.items() <= row.items() and self._is_whole(row):
+            if identity.items() <= row.items() and self._is_unchanged(row):
                 return row
         return None
 
@@ -213,7 +213,7 @@ class ScoreStore:
             nbest[-1].append(Hypothesis(float(score), text))
         return texts, nbest
 
-    def _is_whole(self, row: Row) -> bool:
+    def _is_unchanged(self, row: Row) -> bool:
         path = self.folder / row["hypotheses"]
         return path.is_file() and sha256_of(path) == row["hypotheses_sha256"]
 
@@ -261,9 +261,9 @@ def evaluate_run(
     max_tokens: int = 4000,
     scoring: Scoring = Scoring(),
 ) -> list[Row]:
-    """Translate and score subsets with each beam size, except known results.
+    """Translate and score subsets with each beam size; reuse existing results.
 
-    One fairseq process does all of it. If it is killed, finished batches are kept.
+    One fairseq process does all of this. If it is killed, finished batches are kept.
 
     Args:
         run: folder written by ``scripts/train.py``.
@@ -351,7 +351,7 @@ class _Evaluation:
             self.store.add(row)
             self._partial_search(identity).remove()
         else:
-            logger.info("%s, beam %d: known already", test_set.subset, beam)
+            logger.info("%s, beam %d: already evaluated", test_set.subset, beam)
             if not self.scoring.force:  # an earlier call may have been less strict
                 check_comparable(
                     self.store.hypotheses(row),
@@ -420,7 +420,7 @@ class _Evaluation:
         nbest: list[list[Hypothesis]],
         speed: Row,
     ) -> Row:
-        """Score, then write the translations, so that refused ones leave no file."""
+        """Score before writing, so that refused translations leave no file."""
         references = test_set.references
         hypotheses = [best for best, *_ in texts]
         scores = self._score(test_set, hypotheses)
@@ -448,7 +448,7 @@ class _Evaluation:
         """Return required scores that the row lacks."""
         scores: Row = {}
         comet = self.scoring.comet
-        if "ter" not in row:  # of an earlier version
+        if "ter" not in row:  # written by an earlier version
             scores |= self._score(test_set, self.store.hypotheses(row))
         if self.scoring.tokenized and "tokenised_bleu" not in row:
             scores |= score_like_older_papers(

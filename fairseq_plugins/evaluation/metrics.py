@@ -259,8 +259,8 @@ def search_errors(
 ) -> list[bool]:
     """Return for each sentence whether the model prefers the reference.
 
-    There the search missed a better translation. It may have missed others in other
-    sentences, so the fraction of ``True`` is a lower bound of the search error rate.
+    If it does, the search missed a better translation. It may have missed others as
+    well, so the fraction of ``True`` is a lower bound of the search error rate.
 
     Args:
         best: hypotheses that the search found, scored with the same ``lenpen``.
@@ -318,7 +318,7 @@ class SystemOutputs:
 
 
 class _Pooled:
-    """Makes a metric take :class:`SystemOutputs` as its hypotheses."""
+    """Lets a metric take :class:`SystemOutputs` as its hypotheses."""
 
     def _extract_corpus_statistics(
         self, hypotheses: SystemOutputs, references: Any

@@ -130,7 +130,7 @@ class Model:
         ignored = generator.symbols_to_strip_from_output
         return [
             (
-                _natural(hypothesis["score"]),
+                _round_like_fairseq(hypothesis["score"]),
                 # With a list this takes a tenth of the time.
                 string(hypothesis["tokens"].tolist(), extra_symbols_to_ignore=ignored),
             )
@@ -141,11 +141,11 @@ class Model:
         """Return log-probability and length of a reference."""
         tokens = len(reference["positional_scores"])
         # The score is the mean over the tokens.
-        return _natural(reference["score"]) * tokens, tokens
+        return _round_like_fairseq(reference["score"]) * tokens, tokens
 
 
-def _natural(score: Any) -> float:
-    """Return a score rounded like the binary logarithm of ``fairseq-generate``."""
+def _round_like_fairseq(score: Any) -> float:
+    """Return a score in nats, rounded as ``fairseq-generate`` rounds it in bits."""
     return float(score / math.log(2)) * math.log(2)
 
 

@@ -32,7 +32,7 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Difference:
-    """Two systems by one metric.
+    """The scores of two systems by one metric, and their difference.
 
     Attributes:
         baseline: score of the baseline, over all its training runs together.
@@ -91,7 +91,7 @@ def pooled_test(
 
     A sentence is exchanged or drawn together with all its translations by a system's
     training runs. The p-value takes the runs as given. The interval also draws runs, so
-    it covers the variance between trainings. With few runs it is too narrow.
+    it covers the variance between runs. With few runs it is too narrow.
 
     Args:
         baseline: plain text of each training run.

@@ -24,11 +24,11 @@ __all__ = [
     "TestSet",
     "check_size",
     "find_test_set",
-    "identify",
-    "known_sets",
+    "identify_test_set",
+    "load_test_sets",
     "published_name",
-    "select",
-    "selection",
+    "select_lines",
+    "find_part",
 ]
 
 logger = logging.getLogger(__name__)
@@ -64,17 +64,17 @@ class TestSet:
 
 
 @functools.cache
-def known_sets() -> tuple[TestSet, ...]:
+def load_test_sets() -> tuple[TestSet, ...]:
     """Return all sets; sets of different language pairs may have the same name."""
     entries = yaml.safe_load(data_path("test_sets.yaml").read_text(encoding="utf-8"))
     return tuple(TestSet(**entry) for entry in entries)
 
 
-def identify(lines: Sequence[str]) -> TestSet | None:
+def identify_test_set(lines: Sequence[str]) -> TestSet | None:
     """Return the set that has exactly this text on one side."""
     text = "".join(line + "\n" for line in lines).encode()
     digest = hashlib.sha256(text).hexdigest()
-    for test_set in known_sets():
+    for test_set in load_test_sets():
         if digest in test_set.sha256.values():
             return test_set
     return None
@@ -86,31 +86,31 @@ def check_size(name: str, languages: tuple[str, str], sentences: int) -> None:
     Raises:
         UserError: the message names a known set of this size, if there is one.
     """
-    for test_set in known_sets():
+    for test_set in load_test_sets():
         if test_set.name != name or not set(languages) <= test_set.sha256.keys():
             continue
         if test_set.sentences != sentences:
             raise UserError(
                 f"`{name}` has {test_set.sentences:,} sentences, but the text of this "
-                f"name has {sentences:,}.{_of_size(sentences, languages)}"
+                f"name has {sentences:,}.{_name_sets_of_size(sentences, languages)}"
             )
 
 
-def selection(name: str, languages: tuple[str, str] | None = None) -> TestSet:
+def find_part(name: str, languages: tuple[str, str] | None = None) -> TestSet:
     """Return a set that consists of lines of another one.
 
     Raises:
         UserError: no such set has this name and these languages.
     """
-    parts = [test_set for test_set in known_sets() if test_set.lines is not None]
+    parts = [test_set for test_set in load_test_sets() if test_set.lines is not None]
     for test_set in parts:
         fits = languages is None or set(languages) <= test_set.sha256.keys()
         if test_set.name == name and fits:
             return test_set
-    raise _unknown(name, [test_set.name for test_set in parts])
+    raise _unknown_test_set(name, [test_set.name for test_set in parts])
 
 
-def select(name: str, lines: Sequence[str]) -> list[str]:
+def select_lines(name: str, lines: Sequence[str]) -> list[str]:
     """Return the lines of a known set.
 
     Args:
@@ -120,22 +120,22 @@ def select(name: str, lines: Sequence[str]) -> list[str]:
     Raises:
         UserError: no set has this name, or the text has another number of lines.
     """
-    named = [test_set for test_set in known_sets() if test_set.name == name]
+    named = [test_set for test_set in load_test_sets() if test_set.name == name]
     if not named:
-        raise _unknown(name, [test_set.name for test_set in known_sets()])
+        raise _unknown_test_set(name, [test_set.name for test_set in load_test_sets()])
     part = named[0]
     if len(lines) == part.sentences:
         return list(lines)
     rule = f"the {part.sentences:,} lines of `{name}`"
     if part.lines is not None:
-        whole = next(t for t in known_sets() if t.name == part.lines_of)
+        whole = next(t for t in load_test_sets() if t.name == part.lines_of)
         if len(lines) == whole.sentences:
             return [lines[number] for number in part.numbers()]
         rule += f" or the {whole.sentences:,} of `{whole.name}`"
     raise UserError(f"the text must have {rule}, but has {len(lines):,}.")
 
 
-def _unknown(name: str, names: Sequence[str]) -> UserError:
+def _unknown_test_set(name: str, names: Sequence[str]) -> UserError:
     names = list(dict.fromkeys(names))
     listed = ", ".join(f"`{other}`" for other in names)
     return UserError(
@@ -143,10 +143,10 @@ def _unknown(name: str, names: Sequence[str]) -> UserError:
     )
 
 
-def _of_size(sentences: int, languages: tuple[str, str]) -> str:
+def _name_sets_of_size(sentences: int, languages: tuple[str, str]) -> str:
     names = [
         test_set.name
-        for test_set in known_sets()
+        for test_set in load_test_sets()
         if test_set.sentences == sentences and set(languages) <= test_set.sha256.keys()
     ]
     return f" This is the size of `{'`, `'.join(names)}`." if names else ""
@@ -212,7 +212,7 @@ def find_test_set(corpus: PreparedCorpus, name: str) -> RunTestSet:
     languages = (corpus.source_lang, corpus.target_lang)
     titles = {subset.title for subset in corpus.subsets.values()}
     if "/" in name and name not in titles:
-        part = selection(name, languages)
+        part = find_part(name, languages)
         assert part.lines_of is not None
         whole = find_test_set(corpus, part.lines_of)
         numbers = tuple(part.numbers())
@@ -224,10 +224,10 @@ def find_test_set(corpus: PreparedCorpus, name: str) -> RunTestSet:
 
 def published_name(title: str, references: Sequence[str]) -> str | None:
     """Return the name of the published set with these references, or ``None``."""
-    known = identify(references)
+    known = identify_test_set(references)
     if known is not None:
         return known.name
-    if any(test_set.name == title for test_set in known_sets()):
+    if any(test_set.name == title for test_set in load_test_sets()):
         logger.warning(
             "`%s` differs from the published text of this name: its scores may differ "
             "slightly from published ones.",

@@ -123,7 +123,7 @@ class PartialSearch:
         self._head = json.dumps(identity, sort_keys=True).encode()
 
     def read(self) -> list[Batch]:
-        """Return the finished batches, without a line that a kill cut short."""
+        """Return the finished batches, without an incomplete last line."""
         content = self._path.read_bytes() if self._path.is_file() else b""
         end = content.rfind(b"\n") + 1
         head, *lines = content[:end].splitlines() or [b""]
@@ -184,9 +184,9 @@ class Translations:
 
 
 class Translator:
-    """A checkpoint on a corpus; a context manager.
+    """Translates a corpus with a checkpoint; a context manager.
 
-    One process loads both at the first request and answers all of them.
+    One process loads both at the first request and answers all requests.
 
     Args:
         checkpoint: a model trained by fairseq.
@@ -304,7 +304,7 @@ class Translator:
             {"subset": subset.name, **request}, log=log, on_record=on_batch
         )
         if outcome is not None:
-            raise UserError(_why_failed(outcome, subset.name, log))
+            raise UserError(_explain_failure(outcome, subset.name, log))
 
 
 class _Progress:
@@ -324,7 +324,7 @@ class _Progress:
             self._next_report = time.monotonic() + _SECONDS_BETWEEN_REPORTS
 
 
-def _why_failed(outcome: Outcome, subset: str, log: Path) -> str:
+def _explain_failure(outcome: Outcome, subset: str, log: Path) -> str:
     end = "\n".join(outcome.last_lines)
     match = _TOO_LONG.search(end)
     if match:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from fairseq_plugins.corpus.manifest import PreparedCorpus
 from fairseq_plugins.utils.errors import UserError
 
-__all__ = ["MosesCodec", "SentencePieceCodec", "TextCodec", "codec_of_corpus"]
+__all__ = ["MosesCodec", "SentencePieceCodec", "TextCodec", "create_codec"]
 
 
 class TextCodec(Protocol):
@@ -25,7 +25,7 @@ class TextCodec(Protocol):
         """Return the text of a hypothesis, without line ends or tabs."""
 
 
-def codec_of_corpus(corpus: PreparedCorpus) -> TextCodec:
+def create_codec(corpus: PreparedCorpus) -> TextCodec:
     """Return the codec that the corpus was prepared with.
 
     Raises:

@@ -89,8 +89,8 @@ def export_run(
 ) -> list[Measurement]:
     """Write the model of a run in another format and compare it with fairseq.
 
-    The model is always verified in float32, also if it is written in another type. That
-    tells a faulty conversion from the effect of smaller weights.
+    The model is always verified in float32, even if it is written in another type. This
+    distinguishes a faulty conversion from the effect of quantization.
 
     Args:
         run: folder that ``scripts/train.py`` wrote.
@@ -205,8 +205,8 @@ def _convert(
 
     from fairseq_plugins.compat import allow_checkpoint_classes
 
-    # The converter reads checkpoints by torch's safe loader, which refuses the options
-    # in them. It has a switch to load them unsafely; these few classes are enough.
+    # The converter reads checkpoints with torch's safe loader, which refuses the
+    # options in them. Allowing these few classes is safer than its unsafe mode.
     allow_checkpoint_classes()
     converter = FairseqConverter(
         str(checkpoint),

@@ -8,7 +8,7 @@ from typing import Any, Sequence
 
 from fairseq_plugins.corpus.manifest import PreparedCorpus
 from fairseq_plugins.evaluation.evaluate import choose_checkpoint
-from fairseq_plugins.inference.codec import SentencePieceCodec, codec_of_corpus
+from fairseq_plugins.inference.codec import SentencePieceCodec, create_codec
 from fairseq_plugins.inference.translator import Translator
 from fairseq_plugins.training.run_folder import RunFolder
 from fairseq_plugins.utils.errors import UserError
@@ -59,7 +59,7 @@ def load_runs(
         checkpoints,
         corpus.bin_dir,
         (corpus.source_lang, corpus.target_lang),
-        codec_of_corpus(corpus),
+        create_codec(corpus),
         **options,
     )
 

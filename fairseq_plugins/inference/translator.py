@@ -115,7 +115,7 @@ class Translator:
         max_tokens: int = 4000,
         use_gpu: bool = True,
     ) -> None:
-        # These take seconds; a wrong command line should fail before.
+        # These imports take seconds; a wrong command line should fail before them.
         import torch
         from fairseq import checkpoint_utils, utils
 
@@ -188,8 +188,8 @@ class Translator:
             on_long: what happens to a line of more than :attr:`max_source_tokens`
                 tokens: ``error``, ``split`` (translate its parts and join them by
                 spaces, one hypothesis each) or ``truncate``.
-            buffer_lines: read so many lines, translate them sorted by length, yield
-                them. Memory grows with this number, not with the number of lines.
+            buffer_lines: number of lines that are read, sorted by length and translated
+                together. Memory grows with this number, not with the number of lines.
 
         Raises:
             UserError: a line is too long and ``on_long`` is ``error``. The message
@@ -249,7 +249,7 @@ class Translator:
     def check_lengths(self, lines: Iterable[str]) -> None:
         """Raise ``UserError`` for the first line that is too long for the model."""
         for number, line in enumerate(lines, start=1):
-            self._segments(line.strip(), number, "error")
+            self._encode_in_segments(line.strip(), number, "error")
 
     def _translate_buffer(
         self, lines: list[str], first: int, options: SearchOptions, on_long: str
@@ -257,15 +257,15 @@ class Translator:
         segments: list[str] = []  # subwords
         segments_of_line: list[range] = []
         for number, line in enumerate(lines, start=first):
-            parts = self._segments(line.strip(), number, on_long)
+            parts = self._encode_in_segments(line.strip(), number, on_long)
             segments_of_line.append(range(len(segments), len(segments) + len(parts)))
             segments.extend(parts)
         found = self._search(segments, options)
         for line, places in zip(lines, segments_of_line):
             ranked = [found[place] for place in places]
-            yield Translation(line, _join(ranked))
+            yield Translation(line, _join_segments(ranked))
 
-    def _segments(self, line: str, number: int, on_long: str) -> list[str]:
+    def _encode_in_segments(self, line: str, number: int, on_long: str) -> list[str]:
         """Return the subwords of a line, in several segments if it has to be split."""
         subwords = self.encode(line)
         tokens = subwords.split()
@@ -298,7 +298,7 @@ class Translator:
 
         if not segments:
             return []
-        generator = self._find_generator(options)
+        generator = self._get_generator(options)
         dictionary = self._task.source_dictionary
         tokens = [
             dictionary.encode_line(segment, add_if_not_exist=False).long()
@@ -324,12 +324,12 @@ class Translator:
             )
             for number, hypotheses in zip(numbers, ranked):
                 found[number] = tuple(
-                    self._hypothesis(each, generator, longest)
+                    self._create_hypothesis(each, generator, longest)
                     for each in hypotheses[: options.nbest]
                 )
         return found
 
-    def _find_generator(self, options: SearchOptions) -> Any:
+    def _get_generator(self, options: SearchOptions) -> Any:
         """Return the latest generator, or a new one for other options."""
         if self._generator is None or self._generator[0] != options:
             from fairseq.dataclass.configs import GenerationConfig
@@ -347,7 +347,7 @@ class Translator:
             self._generator = options, generator
         return self._generator[1]
 
-    def _hypothesis(
+    def _create_hypothesis(
         self, found: dict[str, Any], generator: Any, longest: int
     ) -> Hypothesis:
         subwords = self._task.target_dictionary.string(
@@ -395,7 +395,7 @@ def _split(
         yield from _split(joined, count_tokens, limit, level + 1)
 
 
-def _join(segments: list[tuple[Hypothesis, ...]]) -> tuple[Hypothesis, ...]:
+def _join_segments(segments: list[tuple[Hypothesis, ...]]) -> tuple[Hypothesis, ...]:
     """Return the hypotheses of a line from those of its segments."""
     if not segments:
         return (Hypothesis("", 0.0, ()),)

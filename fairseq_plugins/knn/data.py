@@ -33,7 +33,7 @@ class Images(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Training images, which are also the neighbors in prediction, and test images."""
+    """Training images, among which neighbors are searched, and test images."""
 
     train: Images
     test: Images
@@ -173,4 +173,4 @@ class _ArrayUnpickler(pickle.Unpickler):
         }
         if module.partition(".")[0] in ("numpy", "_codecs") and name in allowed:
             return allowed[name]
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no array")
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is not an array")

@@ -1,4 +1,4 @@
-"""Compare methods of kNN classification: trainings, accuracies, table and picture."""
+"""Train all methods of kNN classification and compare their accuracies."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def accuracy_interval(correct: numpy.ndarray) -> Interval:
     """Return the mean accuracy over seeds with Wilson's score interval.
 
     All seeds classify the same images. Therefore their answers count as one answer per
-    image, and the interval is rather too wide than too narrow.
+    image, and the interval is too wide rather than too narrow.
 
     Args:
         correct: 0 or 1, shape (seeds, images).
@@ -114,10 +114,10 @@ class Study:
     """All methods and seeds on all splits; each result is kept in its own file.
 
     Args:
-        settings: of all trainings.
+        settings: of all training runs.
         splits: training and test images.
         methods: of `METHODS`; ``ce_head`` is trained with ``ce``.
-        seeds: of the trainings; ``raw`` has no training and uses the first one only.
+        seeds: of the training runs; ``raw`` is not trained and uses the first only.
         folder: for the results, in one folder per method and settings.
         device: such as ``cpu``.
     """
@@ -143,10 +143,10 @@ class Study:
             for images in split:
                 digest.update(images.pixels.numpy().tobytes())
                 digest.update(images.labels.numpy().tobytes())
-        self._digest_of_images = digest.hexdigest()
+        self._images_digest = digest.hexdigest()
 
     def run(self) -> None:
-        """Run all trainings without a result."""
+        """Train everything that has no result yet."""
         trained = dict.fromkeys(map(_trained_method, self.methods))
         jobs = [
             (method, seed, split)
@@ -214,7 +214,7 @@ class Study:
         content = dataclasses.asdict(self.settings)
         # The epsilon of one method does not affect the others.
         content["epsilons"] = content["epsilons"].get(method)
-        text = json.dumps([content, self._digest_of_images], sort_keys=True)
+        text = json.dumps([content, self._images_digest], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
         folder = self._folder / f"{self.settings.data}-{method}-{digest}"
         return folder / f"{method}_seed{seed}_split{split + 1}.json"

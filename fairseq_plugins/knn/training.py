@@ -235,7 +235,7 @@ class FeatureNetwork(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A feature network and a linear layer, which only cross entropy trains."""
+    """A feature network and a linear layer that only cross entropy trains."""
 
     def __init__(self, images: Images, settings: Settings) -> None:
         super().__init__()
@@ -245,7 +245,7 @@ class Classifier(nn.Module):
 
 @torch.no_grad()
 def embed(network: nn.Module, pixels: Tensor) -> Tensor:
-    """Return the features of all images in batches, by a network in evaluation mode."""
+    """Return the features of all images, computed in batches in evaluation mode."""
     device = next(network.parameters()).device
     batches = pixels.split(EMBEDDING_BATCH)
     return torch.cat([network(batch.to(device)) for batch in batches])
@@ -263,8 +263,8 @@ def train(
 ) -> Classifier:
     """Return a classifier in evaluation mode, trained from scratch.
 
-    A batch depends on the seed and the number of the update only, so that all methods
-    see the same images, and a resumed training the same as an uninterrupted one.
+    A batch depends only on the seed and the number of the update, so all methods see
+    the same images, and so do resumed and uninterrupted training.
 
     Args:
         method: ``ce`` or a selection of `soft_knn_loss`.

@@ -1,4 +1,4 @@
-"""Decoder states of a corpus with the tokens that follow, and their neighbors.
+"""Store decoder states of a corpus with the next tokens, and find the nearest ones.
 
 The states are those that the decoder's output layer reads, computed with the reference
 as the decoder's input (teacher forcing).
@@ -23,10 +23,10 @@ __all__ = [
     "ForcedBatch",
     "LoadedModel",
     "Neighbors",
-    "batches",
+    "make_batches",
     "force_decode",
-    "load",
-    "log_probs_of",
+    "load_model",
+    "compute_log_probs",
 ]
 
 # Queries (n, D) and K to squared distances and indices of entries, (n, K) each.
@@ -69,7 +69,7 @@ class Neighbors(NamedTuple):
     tokens: Tensor
 
 
-def load(checkpoint: Path, data: Path) -> LoadedModel:
+def load_model(checkpoint: Path, data: Path) -> LoadedModel:
     """Load a translation model and its task for a binarized corpus.
 
     Raises:
@@ -94,7 +94,9 @@ def load(checkpoint: Path, data: Path) -> LoadedModel:
     return LoadedModel(model, task)
 
 
-def batches(loaded: LoadedModel, subset: str, max_tokens: int) -> list[dict[str, Any]]:
+def make_batches(
+    loaded: LoadedModel, subset: str, max_tokens: int
+) -> list[dict[str, Any]]:
     """Return the batches of a subset, ordered by length."""
     if subset not in loaded.task.datasets:
         loaded.task.load_dataset(subset)
@@ -114,7 +116,7 @@ def force_decode(
 ) -> Iterator[ForcedBatch]:
     """Yield the states at all target tokens of a subset, batch by batch."""
     model = loaded.model
-    for sample in batches(loaded, subset, max_tokens):
+    for sample in make_batches(loaded, subset, max_tokens):
         net_input = sample["net_input"]
         encoder_out = model.encoder(net_input["src_tokens"], net_input["src_lengths"])
         states, _ = model.decoder.extract_features(
@@ -129,7 +131,7 @@ def force_decode(
 
 
 @torch.no_grad()
-def log_probs_of(loaded: LoadedModel, states: Tensor) -> Tensor:
+def compute_log_probs(loaded: LoadedModel, states: Tensor) -> Tensor:
     """Return the model's log-probabilities of the next token, (T, D) to (T, V)."""
     logits = loaded.model.decoder.output_layer(states)
     probs: Tensor = loaded.model.get_normalized_probs((logits, None), log_probs=True)
@@ -183,7 +185,7 @@ class Datastore:
         )
 
     @classmethod
-    def of(
+    def load_or_build(
         cls, loaded: LoadedModel, subset: str, path: Path, *, probes: int = 0
     ) -> Datastore:
         """Return the datastore of a subset, read from a file or written to it first."""

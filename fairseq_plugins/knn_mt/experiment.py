@@ -1,4 +1,4 @@
-"""Translate test sets by a trained model with and without neighbors, and compare."""
+"""Translate test sets with and without neighbors, and compare the scores."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from fairseq_plugins.evaluation.translate import make_detokenizer
 from fairseq_plugins.knn_mt.datastore import (
     Datastore,
     LoadedModel,
-    batches,
-    load,
-    log_probs_of,
+    compute_log_probs,
+    load_model,
+    make_batches,
 )
 from fairseq_plugins.knn_mt.gate import (
     Gate,
     GoldTokens,
     Retrieved,
-    fit,
+    fit_gate,
     mean_loss,
     retrieve,
 )
@@ -93,7 +93,7 @@ def translate(
                 incremental_state=incremental_states[0],
             )
             states = features[:, -1]
-            log_probs = log_probs_of(loaded, states.unsqueeze(1)).squeeze(1)
+            log_probs = compute_log_probs(loaded, states.unsqueeze(1)).squeeze(1)
             near = datastore.search(states, gate.num_neighbors)
             retrieved = Retrieved.from_model(near, log_probs)
             return gate.log_probs(retrieved, log_probs), None
@@ -104,7 +104,7 @@ def translate(
     )
     generator = SequenceGenerator(ensemble, dictionary, beam_size=beam)
     found: dict[int, str] = {}
-    samples = batches(loaded, subset, max_tokens)
+    samples = make_batches(loaded, subset, max_tokens)
     total = len(loaded.task.dataset(subset))
     with progress_bar("sentences", total=total, title=subset) as progress:
         for sample in samples:
@@ -151,7 +151,7 @@ class Experiment:
         self._corpus = corpus
         self._out = out
         self._options = options
-        self._loaded = load(checkpoint, corpus.bin_dir)
+        self._loaded = load_model(checkpoint, corpus.bin_dir)
         self._digest = sha256_of(checkpoint)
         self._datastore: Datastore | None = None
         self._tokens: GoldTokens | None = None
@@ -181,7 +181,7 @@ class Experiment:
     def _translate(
         self, system: str, subset: str, beam: int, texts: dict[str, str]
     ) -> tuple[dict[str, Any], list[str]]:
-        """Translate by a system, or read its earlier translations of the same texts."""
+        """Translate with a system, or read its earlier translations."""
         row: dict[str, Any] = {
             "system": system,
             "subset": subset,
@@ -202,7 +202,7 @@ class Experiment:
         if system != "alone":
             neighbors = self._get_datastore(), self._get_gate(system)
             row |= neighbors[1].describe()
-        logger.info("%s: translating by %s, beam %d", subset, system, beam)
+        logger.info("%s: translating with %s, beam %d", subset, system, beam)
         start = time.monotonic()
         pieces = translate(self._loaded, subset, beam=beam, neighbors=neighbors)
         row["seconds"] = round(time.monotonic() - start, 1)
@@ -224,7 +224,9 @@ class Experiment:
         if self._datastore is None:
             path = self._out / f"datastore-{self._digest[:8]}.npz"
             probes = self._options.probes
-            self._datastore = Datastore.of(self._loaded, "train", path, probes=probes)
+            self._datastore = Datastore.load_or_build(
+                self._loaded, "train", path, probes=probes
+            )
             logger.info("datastore: %s states", f"{len(self._datastore):,}")
         return self._datastore
 
@@ -249,7 +251,7 @@ class Experiment:
             self._tokens = retrieve(
                 self._loaded, self._get_datastore(), "valid", options.num_neighbors
             )
-        gate = fit(
+        gate = fit_gate(
             self._tokens,
             weights=weights,
             is_adaptive=is_adaptive,

@@ -1,4 +1,4 @@
-"""Weights of the neighbors, learned by gradient.
+"""Learn the weights of the neighbors by gradient descent.
 
 The next token has the probability ``(1 - s) p_model + s p_neighbors``. A gate computes
 ``s`` and the weight of each neighbor in ``p_neighbors``.
@@ -17,15 +17,15 @@ from fairseq_plugins.knn_mt.datastore import (
     Datastore,
     LoadedModel,
     Neighbors,
+    compute_log_probs,
     force_decode,
-    log_probs_of,
 )
 from fairseq_plugins.operators import soft_topk
 from fairseq_plugins.utils.progress import progress_bar
 
-__all__ = ["Gate", "GoldTokens", "Retrieved", "fit", "mean_loss", "retrieve"]
+__all__ = ["Gate", "GoldTokens", "Retrieved", "fit_gate", "mean_loss", "retrieve"]
 
-LOWEST_LOG_PROB = -12.0  # input of the network; lower values are as good as impossible
+LOWEST_LOG_PROB = -12.0  # input of the network; lower values are practically impossible
 HIDDEN = 32
 BATCH = 512
 WEIGHT_DECAY = 1e-3
@@ -101,11 +101,11 @@ class Gate(nn.Module):
         temperature = log_temperature.clamp(-8, 8).exp()
         if self.weights == "softmax":
             return logit, torch.softmax(-distances / temperature.unsqueeze(1), 1)
-        k = self.size_of(size)
+        k = self.num_neighbors_of(size)
         memberships = soft_topk(distances, k, epsilon=temperature, largest=False)
         return logit, memberships / k.unsqueeze(1)
 
-    def size_of(self, control: Tensor) -> Tensor:
+    def num_neighbors_of(self, control: Tensor) -> Tensor:
         """Return the number of neighbors k for its unbounded parameter."""
         # SOFT top-k needs k < K.
         return 1 + (self.num_neighbors - 1.001) * control.sigmoid()
@@ -139,7 +139,7 @@ class Gate(nn.Module):
             "temperature": float(self.scale) * log_temperature.exp().item(),
         }
         if self.weights == "soft":
-            numbers["k"] = self.size_of(size).item()
+            numbers["k"] = self.num_neighbors_of(size).item()
         return numbers
 
 
@@ -184,7 +184,7 @@ def retrieve(
     with progress_bar("tokens", title=f"{subset}: neighbors") as progress:
         for batch in force_decode(loaded, subset):
             neighbors = datastore.search(batch.states, num_neighbors)
-            log_probs = log_probs_of(loaded, batch.states)
+            log_probs = compute_log_probs(loaded, batch.states)
             retrieved.append(Retrieved.from_model(neighbors, log_probs))
             gold.append(batch.targets)
             gold_log_probs.append(
@@ -198,7 +198,7 @@ def retrieve(
     )
 
 
-def fit(
+def fit_gate(
     tokens: GoldTokens, *, weights: str, is_adaptive: bool, updates: int, seed: int
 ) -> Gate:
     """Return a gate that maximizes the likelihood of the gold tokens.

@@ -1,1 +1,1 @@
-"""The architectures that ``--arch`` gains."""
+"""The architectures that the plug-in adds to ``--arch``."""

@@ -213,7 +213,7 @@ class TopkWeights(nn.Module):
         self.settings, self.num_heads = settings, num_heads
         self._num_updates = 0
         if settings.updates:
-            # Whole numbers stay exact under --fp16.
+            # An integer buffer stays exact under --fp16.
             self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         if settings.learns_epsilon:
             start = math.log(settings.epsilon)

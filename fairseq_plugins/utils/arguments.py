@@ -1,4 +1,4 @@
-"""Types of arguments, so that argparse refuses wrong values before any work."""
+"""Types for argparse, which then refuses wrong values before any work starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fairseq_plugins.utils.errors import UserError
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """Return the type of whole numbers that are not smaller than ``least``."""
+    """Return the type of whole numbers of at least ``least``."""
 
     def parse(text: str) -> int:
         value = int(text)
@@ -30,15 +30,15 @@ def finite(text: str) -> float:
     return value
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be between 0 and 1, but is {value}")
     return value
 
 
-def trainings(text: str) -> Sequence[Path]:
-    """Return the paths of a system's trainings, which commas separate."""
+def run_folders(text: str) -> Sequence[Path]:
+    """Return the run folders of a system, which are separated by commas."""
     paths = [Path(part) for part in text.split(",") if part]
     if not paths:
         raise argparse.ArgumentTypeError(f"must name a system, but is `{text}`")

@@ -1,4 +1,4 @@
-"""Errors that users can act on, and the one place that prints them."""
+"""Errors that users can correct, and the function that prints them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["UserError", "did_you_mean", "run_command_line"]
 
 
 class UserError(Exception):
-    """Wrong input or a wrong environment; the message names the thing and the rule.
+    """Wrong input or a wrong environment; the message names the value and the rule.
 
     Command lines print the message without a traceback and exit with status 2.
     """

@@ -1,4 +1,4 @@
-"""Read compressed text, and write files that are either complete or absent."""
+"""Read compressed text, and write files so that they are complete or absent."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def read_lines(path: Path) -> list[str]:
 def write_atomically(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Yield a file that gets its final name only if the block succeeds.
 
-    Whatever goes wrong inside the block, ``path`` is left as it was.
+    If the block fails, ``path`` stays unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")

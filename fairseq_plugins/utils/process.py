@@ -1,4 +1,4 @@
-"""Child processes: log their output, and end them together with this process.
+"""Run child processes, log their output, and end them when this process ends.
 
 :func:`run_logged` runs a command. :class:`Worker` keeps a process that answers requests
 with :func:`answer_requests`. A request is one line of JSON. An answer is any number of
@@ -67,7 +67,7 @@ def run_logged(
 ) -> Outcome:
     """Run a command and write its output to ``log``.
 
-    Ctrl-C and SIGTERM are passed on to the command and all its processes, and then
+    Ctrl-C and SIGTERM are forwarded to the command and all its processes, and then
     end this process as they would without a command. If this process is killed, so is
     the command (on Linux): two trainings must not write to one folder.
 
@@ -86,7 +86,7 @@ def run_logged(
     with open(log, "a" if append else "w", encoding="utf-8", newline="\n") as stream:
         process = _start(command, stdin=subprocess.DEVNULL)
         try:
-            with _pass_signals_on(process), _read_output(process) as output:
+            with _forward_signals(process), _read_output(process) as output:
                 for line in output:
                     _log_line(line, stream, last_lines)
                     on_line(line)
@@ -140,17 +140,19 @@ class Worker:
             self._process = _start(self._command, stdin=subprocess.PIPE)
             self._output = iter(_read_output(self._process))
         process, last_lines = self._process, _LastLines(maxlen=_LAST_LINES)
-        with open(log, "w", encoding="utf-8", newline="\n") as stream, _pass_signals_on(
+        with open(log, "w", encoding="utf-8", newline="\n") as stream, _forward_signals(
             process
         ):
             assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):  # the output will have an end
+            with contextlib.suppress(BrokenPipeError):  # then the output also ends
                 process.stdin.write(json.dumps(request).encode() + b"\n")
                 process.stdin.flush()
             for line in self._output:
                 if not line.startswith(_RECORD):
                     _log_line(line, stream, last_lines)
-                elif line.endswith("\n"):  # otherwise a kill has cut it
+                elif line.endswith(
+                    "\n"
+                ):  # otherwise the process was killed while writing
                     record = json.loads(line[1:])
                     if record is None:
                         return None
@@ -161,7 +163,7 @@ class Worker:
 
 
 def answer_requests(answer: Callable[[Any], Iterable[Any]]) -> None:
-    """Call ``answer`` for each request on standard input, until its end.
+    """Call ``answer`` for each request on standard input until the input ends.
 
     Each record that it yields is sent at once; a record must not be ``None``.
     """
@@ -200,7 +202,7 @@ def _start(command: Sequence[str], *, stdin: int) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**ALLOCATION, **os.environ, **output},
-        # Its own process group, so that a Ctrl-C arrives once and not twice.
+        # In a new process group, so that a Ctrl-C arrives once and not twice.
         start_new_session=True,
         preexec_fn=die_with_parent,
     )
@@ -214,20 +216,20 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _pass_signals_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def _forward_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
     """Send SIGINT and SIGTERM to the group of a process, and a second one as SIGKILL.
 
     At the end of the block, a signal ends this process as well.
     """
     received: list[int] = []
 
-    def pass_on(signum: int, _frame: FrameType | None) -> None:
+    def forward(signum: int, _frame: FrameType | None) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL if received else signum)
         received.append(signum)
 
     names = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(name, pass_on) for name in names]
+    before = [signal.signal(name, forward) for name in names]
     try:
         yield
     finally:
@@ -241,12 +243,12 @@ def _pass_signals_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 def _read_output(process: subprocess.Popen[bytes]) -> TextIO:
     assert process.stdout is not None
-    buffered = io.BufferedReader(_WakefulPipe(process.stdout))
+    buffered = io.BufferedReader(_InterruptiblePipe(process.stdout))
     # Only a line feed ends a line: text may contain other separators.
     return io.TextIOWrapper(buffered, encoding="utf-8", errors="replace", newline="\n")
 
 
-class _WakefulPipe(io.RawIOBase):
+class _InterruptiblePipe(io.RawIOBase):
     """Reads a pipe, and lets Python handle signals every second while it waits.
 
     Python calls handlers between its instructions. A signal that arrives after the

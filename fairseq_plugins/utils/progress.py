@@ -18,16 +18,16 @@ SECONDS_BETWEEN_LINES = 15.0
 def progress_bar(
     unit: str, *, total: int | None = None, done: int = 0, title: str | None = None
 ) -> tqdm:
-    """Return a bar to be used as a context manager; its ``update(n)`` counts on.
+    """Return a bar, a context manager, whose ``update(n)`` adds ``n`` to the count.
 
     If standard error is not a terminal, the bar logs a line every 15 seconds, so short
     jobs log nothing.
 
     Args:
-        unit: the thing that is counted.
-        total: its number, if known.
-        done: the number that was done before.
-        title: stands at the beginning.
+        unit: name of the things that are counted.
+        total: their number, if known.
+        done: number of things that were done earlier.
+        title: text before the bar.
     """
     is_terminal = sys.stderr.isatty()
     return _Bar(

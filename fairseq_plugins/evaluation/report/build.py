@@ -1,4 +1,4 @@
-"""From evaluated run folders to a report."""
+"""Build a report from evaluated run folders."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from fairseq_plugins.training.run_folder import RunFolder
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import write_atomically
 
-__all__ = ["ReportOptions", "collect", "write_report"]
+__all__ = ["ReportOptions", "collect_data", "write_report"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,14 +87,14 @@ def write_report(
     """
     if out.is_dir():
         raise UserError(f"`{out}` must be a file such as report.html, but is a folder.")
-    data = collect(systems, command=command, options=options)
+    data = collect_data(systems, command=command, options=options)
     with write_atomically(out) as stream:
         stream.write(render_page(data, title=data["title"]))
     logger.info("%s: %.1f MB", out, out.stat().st_size / 1e6)
     return out
 
 
-def collect(
+def collect_data(
     systems: Sequence[Sequence[Path]],
     *,
     command: Sequence[str] = (),

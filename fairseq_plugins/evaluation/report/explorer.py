@@ -39,7 +39,7 @@ def choose_epsilons(config: Mapping[str, Any]) -> list[float]:
 
 
 def surround_epsilon(epsilon: float) -> list[float]:
-    """Return a quarter of an epsilon, itself and four times of it."""
+    """Return a quarter of an epsilon, the epsilon and four times the epsilon."""
     return [epsilon * factor for factor in _EPSILON_FACTORS]
 
 
@@ -54,7 +54,7 @@ def search_subset(
     epsilons: Sequence[float],
     lenpen: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Translate sentences of a corpus by a checkpoint; return `explore` of each.
+    """Translate sentences of a corpus with a checkpoint; describe each search.
 
     Args:
         checkpoint: a model trained by fairseq.

@@ -1,4 +1,4 @@
-"""Run folders of a report, and the choice of the scores that it compares.
+"""Read the run folders of a report, and choose the scores that it compares.
 
 All runs are compared by the same checkpoint, such as the best or the last one.
 """
@@ -13,13 +13,17 @@ from typing import Any, Callable, Mapping, Sequence
 from fairseq_plugins.corpus.binarize import Dictionary
 from fairseq_plugins.corpus.manifest import PreparedCorpus
 from fairseq_plugins.evaluation.compare import distinct_names
-from fairseq_plugins.evaluation.evaluate import Row, checkpoint_path, file_name
+from fairseq_plugins.evaluation.evaluate import (
+    Row,
+    checkpoint_file_name,
+    checkpoint_path,
+)
 from fairseq_plugins.training.config import Config
 from fairseq_plugins.training.run_folder import RunFolder
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import read_json, read_lines, sha256_of
 
-__all__ = ["Evaluated", "ReportRun", "Row", "check_explorer_beam", "load_runs"]
+__all__ = ["Evaluation", "ReportRun", "Row", "check_explorer_beam", "load_runs"]
 
 # scripts/evaluate.py writes these keys in every row of scores.json.
 _KEYS = (
@@ -31,7 +35,7 @@ _NEVER_CONTINUED = 2
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class Evaluation:
     """One evaluation of a run: a row of ``scores.json`` and its translations."""
 
     row: Row
@@ -58,7 +62,7 @@ class ReportRun:
     command: str
     finished: dict[str, Any]
     corpus: PreparedCorpus
-    scores: dict[str, dict[int, Evaluated]]
+    scores: dict[str, dict[int, Evaluation]]
 
     def row(self, subset: str) -> Row:
         """Return one row of a test set; all its rows share checkpoint and text."""
@@ -73,7 +77,7 @@ class ReportRun:
         path = checkpoint_path(RunFolder(self.path), self.row(subset))
         if not path.is_file():
             raise UserError(
-                f"`{path}` does not exist, but the scores of `{self.path}` are its. "
+                f"`{path}` does not exist, but `{self.path}` was scored with it. "
                 "Give --explore 0 for a report without the beam explorer."
             )
         return path
@@ -124,7 +128,10 @@ def load_runs(
             row
             for row in _read_rows(run.path)
             if row["lenpen"] == lenpen
-            and (checkpoint is None or row["checkpoint"] == file_name(checkpoint))
+            and (
+                checkpoint is None
+                or row["checkpoint"] == checkpoint_file_name(checkpoint)
+            )
         ]
         if not rows[run.name]:
             of = f" of checkpoint `{checkpoint}`" if checkpoint else ""
@@ -147,9 +154,9 @@ def choose_rows(rows: Mapping[str, Sequence[Row]], subset: str) -> dict[str, lis
     """Return for each run the rows of one checkpoint, in the order of the beam sizes.
 
     Averaged checkpoints have a different name in each run. They are the same if they
-    average as many checkpoints or, if no runs share such averages, if both are
-    averages. Of several shared checkpoints the one with the most rows is chosen, and
-    of equals the best one of the training.
+    average the same number of checkpoints or, if no such average is shared, if both
+    are averages. If several checkpoints are shared, the one with the most rows is
+    chosen, and among equals the best one of the training.
 
     Args:
         rows: for each run its rows of the test set.
@@ -158,12 +165,12 @@ def choose_rows(rows: Mapping[str, Sequence[Row]], subset: str) -> dict[str, lis
     Raises:
         UserError: no checkpoint is shared by all runs.
     """
-    for kind_of in (_kind, _rough_kind):
+    for kind_of in (_checkpoint_kind, _rough_checkpoint_kind):
         kinds = {run: _rows_by_kind(some, kind_of) for run, some in rows.items()}
         shared = set.intersection(*map(set, kinds.values()))
         if shared:
             numbers = {k: sum(len(of[k]) for of in kinds.values()) for k in shared}
-            best = file_name("best")
+            best = checkpoint_file_name("best")
             chosen = min(shared, key=lambda k: (-numbers[k], k != best, k))
             return {
                 run: sorted(of[chosen], key=lambda row: int(row["beam"]))
@@ -224,7 +231,7 @@ def _read_rows(path: Path) -> list[Row]:
         missing = [key for key in _KEYS if key not in row]
         if missing:
             raise UserError(
-                f"every row of `{scores}` must have `{missing[0]}`, but one has not: "
+                f"every row of `{scores}` must have `{missing[0]}`, but one does not: "
                 "run scripts/evaluate.py again."
             )
     # A part of a test set, such as newstest2014/2737, has the subset of the whole.
@@ -258,17 +265,17 @@ def _rows_by_kind(
     return found
 
 
-def _kind(row: Row) -> str:
+def _checkpoint_kind(row: Row) -> str:
     if "averaged" in row:
         return f"average of {len(row['averaged'])}"
     return str(row["checkpoint"])
 
 
-def _rough_kind(row: Row) -> str:
+def _rough_checkpoint_kind(row: Row) -> str:
     return "average" if "averaged" in row else str(row["checkpoint"])
 
 
-def _read_hypotheses(path: Path, row: Row) -> Evaluated:
+def _read_hypotheses(path: Path, row: Row) -> Evaluation:
     if row.get("forced"):
         raise UserError(
             f"scores of a report must be comparable, but those of `{path}` on "
@@ -281,7 +288,7 @@ def _read_hypotheses(path: Path, row: Row) -> Evaluated:
             f"`{file}` must have {row['sentences']:,} lines as in scores.json, but has "
             f"{len(hypotheses):,}: run scripts/evaluate.py again."
         )
-    return Evaluated(row, hypotheses)
+    return Evaluation(row, hypotheses)
 
 
 def _check_same_references(runs: Sequence[ReportRun], subset: str) -> None:

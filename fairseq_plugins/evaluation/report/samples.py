@@ -1,4 +1,4 @@
-"""Scores of single sentences, and the choice of sentences to show."""
+"""Score single sentences, and choose the sentences to show."""
 
 from __future__ import annotations
 

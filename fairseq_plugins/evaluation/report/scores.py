@@ -12,7 +12,7 @@ from sacrebleu.metrics import BLEU
 
 from fairseq_plugins.evaluation.compare import mean_row
 from fairseq_plugins.evaluation.metrics import SystemOutputs, corpus_bleu
-from fairseq_plugins.evaluation.report.runs import Evaluated, ReportRun, Row
+from fairseq_plugins.evaluation.report.runs import Evaluation, ReportRun, Row
 from fairseq_plugins.evaluation.significance import pooled_test
 from fairseq_plugins.utils.errors import UserError
 from fairseq_plugins.utils.files import read_json, write_json
@@ -46,7 +46,7 @@ class System:
     label: str
     runs: Sequence[ReportRun]
 
-    def evaluated(self, subset: str) -> dict[int, list[Evaluated]]:
+    def evaluations(self, subset: str) -> dict[int, list[Evaluation]]:
         """Return the evaluations of all runs at the beam sizes that they share."""
         first, *others = [run.scores[subset] for run in self.runs]
         beams = [beam for beam in first if all(beam in other for other in others)]
@@ -54,7 +54,7 @@ class System:
 
 
 def common_beam(runs: Sequence[ReportRun], subset: str) -> int:
-    """Return the beam size that runs are compared by: 5, or the nearest that all have.
+    """Return the beam size at which runs are compared: 5, or the nearest shared one.
 
     Raises:
         UserError: the runs have no beam size in common.
@@ -89,7 +89,7 @@ def score_rows(
     for number, run in enumerate(runs):
         control = runs[number % seeds].scores[subset]
         for beam, evaluated in run.scores[subset].items():
-            row = _shown(evaluated.row) | {"run": number, "beam": beam}
+            row = _select_shown(evaluated.row) | {"run": number, "beam": beam}
             row["ci"] = cache.bleu_interval(run, evaluated, references)
             if number >= seeds and beam in control:
                 row |= cache.test(run, [control[beam]], [evaluated], references)
@@ -110,17 +110,17 @@ def pooled_rows(
     between seeds. All systems except the control have ``change``, its
     ``change_interval`` and the p-values of `significance.pooled_test`.
     """
-    control = systems[0].evaluated(subset)
+    control = systems[0].evaluations(subset)
     rows = []
     for number, system in enumerate(systems):
-        for beam, evaluated in system.evaluated(subset).items():
+        for beam, evaluated in system.evaluations(subset).items():
             mean = mean_row(
                 [
                     {**each.row, "run": run.name}
                     for run, each in zip(system.runs, evaluated)
                 ]
             )
-            row = _shown(mean) | {"system": number, "beam": beam}
+            row = _select_shown(mean) | {"system": number, "beam": beam}
             row["deviation"] = mean["bleu_deviation"]
             if number and beam in control:
                 row |= cache.test(
@@ -161,13 +161,13 @@ def bleu_by_length(
 
 
 class StatisticsCache:
-    """Intervals and tests, kept in ``RUN/eval/report.json``: each takes seconds."""
+    """Keeps intervals and tests in ``RUN/eval/report.json``, as each takes seconds."""
 
     def __init__(self) -> None:
         self._files: dict[Path, dict[str, Any]] = {}
 
     def bleu_interval(
-        self, run: ReportRun, evaluated: Evaluated, references: Sequence[str]
+        self, run: ReportRun, evaluated: Evaluation, references: Sequence[str]
     ) -> list[float]:
         """Return the ends of the 95 % bootstrap interval of BLEU."""
 
@@ -184,8 +184,8 @@ class StatisticsCache:
     def test(
         self,
         run: ReportRun,
-        control: Sequence[Evaluated],
-        system: Sequence[Evaluated],
+        control: Sequence[Evaluation],
+        system: Sequence[Evaluation],
         references: Sequence[str],
         *,
         is_pooled: bool = False,
@@ -237,7 +237,7 @@ class StatisticsCache:
         return kept[key]
 
 
-def _shown(row: Row) -> dict[str, Any]:
+def _select_shown(row: Row) -> dict[str, Any]:
     """Return the part of a row of ``scores.json`` that the report shows."""
     shown = {name: row.get(name) for name in _SHOWN_KEYS}
     extra: dict[str, float] = {}
@@ -251,6 +251,6 @@ def _shown(row: Row) -> dict[str, Any]:
     return shown
 
 
-def _digest(evaluated: Evaluated) -> str:
+def _digest(evaluated: Evaluation) -> str:
     text = "\n".join(evaluated.hypotheses).encode()
     return hashlib.sha256(text).hexdigest()[:16]
