@@ -32,6 +32,7 @@ from fairseq_plugins.training.config import (
     pin_inputs,
     read_layers,
 )
+from fairseq_plugins.training.dry_run import check_training
 from fairseq_plugins.training.fairseq_options import list_options
 from fairseq_plugins.training.launch import (
     add_architecture,
@@ -64,6 +65,7 @@ def main() -> int:
     config = add_architecture(config, recorded=recorded)
     if arguments.dry_run:
         command = build_command(config)
+        check_training(config, command, build_model=True)
         print(format_config(config, layers) + "\n" + shlex.join(command))
         return 0
     if run.is_finished_with(config):
@@ -76,6 +78,7 @@ def main() -> int:
     if is_follower():
         join_training(config, command)
         return 0
+    check_training(config, command)
     if arguments.verbose:
         print(shlex.join(command), flush=True)
         return train(

@@ -21,7 +21,7 @@ def run(tmp_path: Path) -> Path:
     folder.record_start({"data": "d", "run": str(tmp_path / "run")}, "command")
     folder.checkpoints.mkdir()
     for name, number in {
-        "1_9": 9, "1_10": 10, "2_100": 100, "3": 3, "12": 12,
+        "1_80": 80, "1_90": 90, "2_100": 100, "3": 3, "12": 12,
         "best": 1000, "last": 1000, ".best_loss_2.5": 1000,
     }.items():  # fmt: skip
         separator = "" if name[0].isdigit() and "_" not in name else "_"
@@ -47,9 +47,28 @@ def test_the_last_are_those_of_the_highest_number(run: Path) -> None:
     def names(*args: int, **options: bool) -> list[str]:
         return [path.stem for path in folder.newest_checkpoints(*args, **options)]
 
-    assert names(2) == ["checkpoint_1_10", "checkpoint_2_100"]
-    assert names(9) == ["checkpoint_1_9", "checkpoint_1_10", "checkpoint_2_100"]
+    assert names(2) == ["checkpoint_1_90", "checkpoint_2_100"]
+    assert names(9) == ["checkpoint_1_80", "checkpoint_1_90", "checkpoint_2_100"]
     assert names(1, by_epochs=True) == ["checkpoint12"]
+
+
+def test_a_gap_is_refused(run: Path) -> None:
+    folder = RunFolder(run)
+    state = {"model": {}, "optimizer_history": [{"num_updates": 110}],
+             "extra_state": {"train_iterator": {"epoch": 13}}}  # fmt: skip
+    torch.save(state, folder.last_checkpoint)
+    with pytest.raises(UserError, match="after 90, 100 those of 110 are missing"):
+        folder.newest_checkpoints(2)
+    with pytest.raises(UserError, match="after 3, 12 those of 4 are missing"):
+        folder.newest_checkpoints(2, by_epochs=True)
+    (folder.checkpoints / "checkpoint_1_90.pt").unlink()
+    state["optimizer_history"][0]["num_updates"] = 105
+    torch.save(state, folder.last_checkpoint)
+    folder.record_start(
+        {"data": "d", "run": str(run), "save_interval_updates": 10}, "command"
+    )
+    with pytest.raises(UserError, match="after 80, 100 those of 90 are missing"):
+        folder.newest_checkpoints(2)
 
 
 @pytest.mark.parametrize("by_epochs", [True, False])
@@ -64,14 +83,14 @@ def test_a_run_without_such_checkpoints_names_the_option(
 def test_an_average_is_reused_until_there_are_new_checkpoints(run: Path) -> None:
     average = run / "checkpoints" / "checkpoint_average.pt"
     assert call(run, "--last-updates", 2).returncode == 0
-    assert weight(average) == 55
+    assert weight(average) == 95
     made = average.stat().st_mtime_ns
     assert "nothing to do" in call(run, "--last-updates", 2).stdout
     assert average.stat().st_mtime_ns == made
-    newest = run / "checkpoints" / "checkpoint_2_200.pt"
-    torch.save({"model": {"weight": torch.tensor([200.0])}}, newest)
+    newest = run / "checkpoints" / "checkpoint_2_110.pt"
+    torch.save({"model": {"weight": torch.tensor([110.0])}}, newest)
     assert call(run, "--last-updates", 2).returncode == 0
-    assert weight(average) == 150
+    assert weight(average) == 105
 
 
 def test_the_output_of_paths_can_be_set(run: Path, tmp_path: Path) -> None:

@@ -294,6 +294,7 @@ def test_a_sentence_that_is_too_long_is_named_and_not_skipped(run: Path) -> None
     result = evaluate(run, "--subset", "test1", "--beam", 1)
     assert result.returncode == 2
     assert "sentence 2 of `test1` must fit the model" in result.stderr
+    assert "np.int" not in result.stderr
     assert "Traceback" not in result.stderr
     assert not list((run / "eval").glob("test1*.hyp.txt"))
 

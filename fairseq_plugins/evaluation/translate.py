@@ -326,7 +326,7 @@ class _Progress:
 
 def _explain_failure(outcome: Outcome, subset: str, log: Path) -> str:
     end = "\n".join(outcome.last_lines)
-    match = _TOO_LONG.search(end)
+    match = _TOO_LONG.search(re.sub(r"np\.int\d+\((\d+)\)", r"\1", end))
     if match:
         return (
             f"sentence {int(match[1]) + 1:,} of `{subset}` must fit the model, but it "

@@ -11,6 +11,7 @@ from typing import Iterator
 
 import yaml
 
+from fairseq_plugins.compat.checkpoints import read_checkpoint
 from fairseq_plugins.training.config import (
     Config,
     compute_batches_per_update,
@@ -163,7 +164,7 @@ class RunFolder:
         than ``count``.
 
         Raises:
-            UserError: there are none.
+            UserError: there are none, or one in between or after them is missing.
         """
         pattern = _BY_EPOCHS if by_epochs else _BY_UPDATES
         numbered = sorted(
@@ -180,7 +181,38 @@ class RunFolder:
                 f"`{self.checkpoints}` must hold checkpoints numbered by {kind}, but "
                 f"has none. Train with `{option}`."
             )
-        return [path for _, path in numbered[-count:]]
+        newest = numbered[-count:]
+        key = "save_interval" if by_epochs else "save_interval_updates"
+        self._refuse_gaps([number for number, _ in newest], key)
+        return [path for _, path in newest]
+
+    def _refuse_gaps(self, numbers: list[int], key: str) -> None:
+        steps = [b - a for a, b in zip(numbers, numbers[1:])]
+        default = 1 if key == "save_interval" else min(steps, default=0)
+        interval = int(self.read_config().get(key) or default)
+        expected = [*numbers[:1], *(number + interval for number in numbers[:-1])]
+        missing = [each for each in expected if each not in numbers]
+        newest = numbers[-1] + interval
+        if interval and newest <= self._read_last_number(key):
+            missing.append(newest)
+        if missing:
+            raise UserError(
+                f"`{self.checkpoints}` must hold every checkpoint that `{key}: "
+                f"{interval}` asks for, but after {', '.join(map(str, numbers))} "
+                f"those of {', '.join(map(str, missing))} are missing. To average "
+                "others, name their files."
+            )
+
+    def _read_last_number(self, key: str) -> int:
+        """Return the update or the complete epochs of the last checkpoint, or 0."""
+        if not self.last_checkpoint.is_file():
+            return 0
+        state = read_checkpoint(self.last_checkpoint)
+        if key == "save_interval_updates":
+            history = state.get("optimizer_history") or [{}]
+            return int(history[-1].get("num_updates", 0))
+        iterator = state.get("extra_state", {}).get("train_iterator", {})
+        return int(iterator.get("epoch", 1)) - 1
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
