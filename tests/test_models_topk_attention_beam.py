@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from test_beam_search import (
+    all_scores,
     assert_engines_agree,
     assert_same_hypotheses,
-    everything,
     generated,
     hypotheses_of,
     run,
@@ -44,8 +44,8 @@ def test_the_search_in_training_equals_fairseqs(
 ):
     sample = collate(sentences)
     with torch.no_grad():
-        wanted = everything(gold=False, first_slot=False)
-        trace = run("rollout", model.eval(), sample, settings, wanted)
+        required = all_scores(gold=False, gold_first=False)
+        trace = run("rollout", model.eval(), sample, settings, required)
     expected = generated(
         model, task, sample, beam_size=3, len_penalty=1.0, max_len_a=0, max_len_b=12
     )

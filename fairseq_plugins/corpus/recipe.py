@@ -58,6 +58,8 @@ class Archive:
     licence: str | None = None
 
     def __post_init__(self) -> None:
+        if "/" in self.file:
+            raise UserError(f"`file` must be the name of a file, but is `{self.file}`.")
         _check_file_name(self.file)
         _check_digest("sha256", self.sha256, 64)
         _check_digest("md5", self.md5, 32)
